@@ -1,0 +1,1 @@
+"""One experiment for each paper's headline claim."""

@@ -1,0 +1,68 @@
+"""What flows from a Source to a Learner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Bool, Float
+
+Obs = Any
+Action = Any
+
+
+class Step(eqx.Module):
+    """What a world answers to an action.
+
+    `obs` is the true successor, also when the episode ends here: resetting is the collector's work.
+    `terminated` says that the future is worth nothing; `truncated` that only the recording stopped.
+    """
+
+    obs: Obs
+    reward: Float[Array, "*batch"]
+    terminated: Bool[Array, "*batch"]
+    truncated: Bool[Array, "*batch"]
+    info: dict[str, Any] = eqx.field(default_factory=dict)
+
+
+class Transition(eqx.Module):
+    """One decision and its consequence; with leading axes, a batch or a roll-out of them.
+
+    `next_obs` is always the true successor of `obs`, never the first observation of the next
+    episode, so a value learner bootstraps from it unless `terminated`.
+    """
+
+    obs: Obs
+    action: Action
+    reward: Float[Array, "*batch"]
+    terminated: Bool[Array, "*batch"]
+    truncated: Bool[Array, "*batch"]
+    next_obs: Obs
+
+    @property
+    def done(self) -> Bool[Array, "*batch"]:
+        """Whether the episode ends with this transition, for either reason."""
+        return self.terminated | self.truncated
+
+    @property
+    def size(self) -> int:
+        """Length of the leading axis."""
+        return self.reward.shape[0]
+
+
+class Trajectory(eqx.Module):
+    """Windows of consecutive transitions, padded at the end of short episodes.
+
+    Attributes:
+        steps: transitions with leading axes [*batch, time].
+        valid: False where a row is padding.
+    """
+
+    steps: Transition
+    valid: Bool[Array, "*batch time"]
+
+
+def flatten_time(rollout: Transition) -> Transition:
+    """Merges the first two axes [time, env, ...] of a roll-out into one of size time * env."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout)

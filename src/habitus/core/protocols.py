@@ -1,0 +1,183 @@
+"""The four nouns: what acts, where it acts, where experience comes from, how it improves a policy."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import equinox as eqx
+import gymnasium
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from habitus.core.errors import ConfigError
+from habitus.core.experience import Action, Obs, Step
+from habitus.core.spec import Spec
+from habitus.core.trees import Metrics
+
+Carry = Any
+EnvState = Any
+Batch = Any
+
+
+class Policy(eqx.Module):
+    """What acts: written for one observation, batched by `jax.vmap`.
+
+    `carry` holds whatever the policy remembers within an episode; it starts as `init()` and is
+    reset by whoever runs the episodes.
+    """
+
+    def init(self) -> Carry:
+        """The carry at the start of an episode."""
+        return ()
+
+    @abc.abstractmethod
+    def __call__(self, obs: Obs, carry: Carry, key: PRNGKeyArray) -> tuple[Action, Carry]:
+        """The action for one observation, and the next carry."""
+
+
+class Env(eqx.Module):
+    """A world as pure functions. A learned world model is one too."""
+
+    pure: ClassVar[bool] = True
+
+    @property
+    @abc.abstractmethod
+    def observation_space(self) -> gymnasium.Space:
+        """The space of one observation."""
+
+    @property
+    @abc.abstractmethod
+    def action_space(self) -> gymnasium.Space:
+        """The space of one action."""
+
+    @property
+    def horizon(self) -> int | None:
+        """The longest episode in steps, or None."""
+        return None
+
+    @abc.abstractmethod
+    def reset(self, key: PRNGKeyArray) -> tuple[EnvState, Obs]:
+        """A first state and its observation."""
+
+    @abc.abstractmethod
+    def step(self, state: EnvState, action: Action, key: PRNGKeyArray) -> tuple[EnvState, Step]:
+        """The consequence of one action. Never resets."""
+
+    @property
+    def spec(self) -> Spec:
+        """The contract that learners are given."""
+        return Spec(self.observation_space, self.action_space, self.horizon)
+
+
+class HostEnv(abc.ABC):
+    """Several copies of a world that runs in Python, stepped together.
+
+    `step` returns the true successor of every copy; copies whose episode ended are reset at once,
+    and `first_obs` says what each copy shows next.
+
+    Attributes:
+        num_envs: number of copies.
+    """
+
+    pure: ClassVar[bool] = False
+    num_envs: int
+    observation_space: gymnasium.Space
+    action_space: gymnasium.Space
+    horizon: int | None = None
+
+    @abc.abstractmethod
+    def reset(self, seed: int) -> Obs:
+        """First observations [num_envs, ...] of fresh episodes."""
+
+    @abc.abstractmethod
+    def step(self, action: Action) -> tuple[Step, Obs]:
+        """The consequences of one action a copy, and the observations [num_envs, ...] to act on next."""
+
+    def close(self) -> None:
+        """Releases what the copies hold."""
+
+    @property
+    def spec(self) -> Spec:
+        """The contract that learners are given."""
+        return Spec(self.observation_space, self.action_space, self.horizon)
+
+
+class Source(eqx.Module):
+    """Where experience comes from, whatever the learner.
+
+    A pure source compiles into the loop; a host source runs in Python and hands arrays over.
+    """
+
+    @property
+    @abc.abstractmethod
+    def pure(self) -> bool:
+        """Whether `init` and `draw` are pure functions that JAX can compile."""
+
+    @property
+    @abc.abstractmethod
+    def spec(self) -> Spec:
+        """The contract that the learner is given."""
+
+    @abc.abstractmethod
+    def init(self, spec: Spec, key: PRNGKeyArray) -> PyTree:
+        """What the source remembers between draws."""
+
+    @abc.abstractmethod
+    def draw(self, state: PyTree, explorer: Policy, key: PRNGKeyArray) -> tuple[PyTree, Batch]:
+        """The next batch, collected by `explorer` where this source acts."""
+
+    def updates(self, steps: int) -> int:
+        """How many draws `steps` amount to: environment steps for a source that acts, else draws."""
+        return steps
+
+    def snapshot(self, state: PyTree) -> PyTree:
+        """The arrays of a host state that a checkpoint must hold."""
+        return state
+
+    def restore(self, state: PyTree, saved: PyTree) -> PyTree:
+        """A host state with the arrays of a checkpoint back in place."""
+        return saved
+
+
+class Learner(eqx.Module):
+    """How experience improves a policy: documented hyperparameters and four pure functions.
+
+    Class attributes:
+        on_policy: whether a batch must come from the current policy.
+        trains: for each network in the state, the losses whose gradient reaches it. A loss is a
+            method `(network, state, batch, key) -> (loss, metrics)` of that name.
+    """
+
+    on_policy: ClassVar[bool] = False
+    trains: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    @abc.abstractmethod
+    def init(self, spec: Spec, key: PRNGKeyArray) -> PyTree:
+        """The first state. Raises `SpaceMismatch` where the method cannot act in these spaces."""
+
+    @abc.abstractmethod
+    def update(self, state: PyTree, batch: Batch, key: PRNGKeyArray) -> tuple[PyTree, Metrics]:
+        """One gradient step (off-policy) or one improvement round (on-policy)."""
+
+    @abc.abstractmethod
+    def policy(self, state: PyTree) -> Policy:
+        """What to deploy and to evaluate."""
+
+    def explorer(self, state: PyTree) -> Policy:
+        """What collects; the policy unless the method says otherwise."""
+        return self.policy(state)
+
+
+def hyperparameters(learner: eqx.Module) -> dict[str, Any]:
+    """Field names and values of a learner, in order."""
+    return {f.name: getattr(learner, f.name) for f in dataclasses.fields(learner)}
+
+
+def require(condition: bool | Array, message: str) -> None:
+    """Raises `ConfigError(message)` unless `condition`; traced values pass, as a sweep maps over them."""
+    import jax
+
+    if not isinstance(condition, jax.core.Tracer) and not bool(condition):
+        raise ConfigError(message)

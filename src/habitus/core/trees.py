@@ -1,0 +1,94 @@
+"""Small tools over pytrees: what every learner and the loop need, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+
+T = TypeVar("T")
+Metrics = dict[str, Array]
+
+
+class Shared(eqx.Module):
+    """Marks a part of a state that is the same for every seed.
+
+    The loop never batches it over seeds and never writes it to a checkpoint: `init` rebuilds it.
+    """
+
+    value: PyTree
+
+
+def is_shared(x: Any) -> bool:
+    """Whether `x` is a `Shared` node, for use as `is_leaf`."""
+    return isinstance(x, Shared)
+
+
+def copy(tree: T) -> T:
+    """A copy whose buffers are its own, so that both can be donated."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True) if eqx.is_array(x) else x, tree)
+
+
+def polyak(target: T, online: T, tau: float | Array) -> T:
+    """`tau * online + (1 - tau) * target`, leaf by leaf; the structure is the target's."""
+    return jax.tree.map(
+        lambda t, o: (1 - tau) * t + tau * o if eqx.is_inexact_array(t) else t, target, online
+    )
+
+
+def select(condition: Bool[Array, ""], yes: T, no: T) -> T:
+    """`yes` where `condition`, else `no`, for whole trees; keys included."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b) if eqx.is_array(a) else a, yes, no)
+
+
+def batch_size(tree: PyTree) -> int:
+    """Length of the leading axis of the first leaf."""
+    return jax.tree.leaves(tree)[0].shape[0]
+
+
+def take(tree: T, index: Any) -> T:
+    """`leaf[index]` for every array leaf."""
+    return jax.tree.map(lambda x: x[index] if eqx.is_array(x) else x, tree)
+
+
+def split_like(key: PRNGKeyArray, n: int) -> PRNGKeyArray:
+    """`n` keys along a leading axis, one for each example of a batch."""
+    return jax.random.split(key, n)
+
+
+def descend(
+    optimizer: optax.GradientTransformation,
+    loss: Callable[..., tuple[Float[Array, ""], Metrics]],
+    network: T,
+    opt_state: optax.OptState,
+    *args: Any,
+) -> tuple[T, optax.OptState, Metrics]:
+    """One gradient step of `loss(network, *args) -> (loss, metrics)` on `network` alone.
+
+    The only place where habitus differentiates for a learner: the gradient flows into the first
+    argument and into nothing else.
+    """
+    grads, metrics = eqx.filter_grad(loss, has_aux=True)(network, *args)
+    updates, opt_state = optimizer.update(grads, opt_state, eqx.filter(network, eqx.is_inexact_array))
+    return eqx.apply_updates(network, updates), opt_state, metrics
+
+
+def trainable(network: PyTree) -> PyTree:
+    """The leaves an optimiser acts on."""
+    return eqx.filter(network, eqx.is_inexact_array)
+
+
+def prefixed(prefix: str, metrics: Mapping[str, Array]) -> Metrics:
+    """The same metrics under `prefix/`."""
+    return {f"{prefix}/{name}": value for name, value in metrics.items()}
+
+
+def not_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Whether any inexact leaf holds NaN or Inf."""
+    leaves = [x for x in jax.tree.leaves(tree) if eqx.is_inexact_array(x)]
+    return jnp.any(jnp.stack([~jnp.isfinite(x).all() for x in leaves])) if leaves else jnp.array(False)

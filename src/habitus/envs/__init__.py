@@ -1,0 +1,1 @@
+"""Worlds: built-in ones that compile, and adapters for everybody else's."""

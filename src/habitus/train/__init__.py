@@ -1,0 +1,1 @@
+"""How experience reaches a learner: sources, the loop, checkpoints, logs."""

@@ -1,0 +1,172 @@
+"""What the values of a log can have wrong: every defect with its rows and its remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from gymnasium import spaces
+from jaxtyping import Bool
+
+from habitus.data.canonical import CHUNK
+from habitus.data.dataset import Dataset
+from habitus.data.defects import Defect, column_leaves
+
+SHOWN = 5  # rows that a defect names
+
+
+def check(dataset: Dataset) -> list[Defect]:
+    """Every defect of a data set, errors first; reads each column once, in chunks.
+
+    Errors: NaN or Inf, values outside their space, episodes that overlap, are empty or lie outside
+    the log, ends inside an episode, episodes that stop for no recorded reason.
+    Warnings: columns that never change, successors that are not the next observation.
+    """
+    starts = _starts(dataset)
+    if starts:
+        return starts
+    found = _values(dataset) + _ends(dataset) + _constants(dataset) + _successors(dataset)
+    return sorted(found, key=lambda defect: defect.severity)
+
+
+def _defect(field: str, rows: np.ndarray, what: str, remedy: str, **more: Any) -> Defect:
+    return Defect(field, what, remedy, tuple(int(r) for r in rows[:SHOWN]), len(rows), **more)
+
+
+def _scan(column: Any, bad: Callable[[np.ndarray], Bool[np.ndarray, "rows"]]) -> np.ndarray:
+    """The rows for which `bad` holds, chunk by chunk."""
+    hits = [
+        np.flatnonzero(bad(np.asarray(column[start : start + CHUNK]))) + start for start in range(0, len(column), CHUNK)
+    ]
+    return np.concatenate(hits)
+
+
+def _any(mask: np.ndarray) -> Bool[np.ndarray, "rows"]:
+    return np.asarray(mask.reshape(len(mask), -1).any(1))
+
+
+def _starts(dataset: Dataset) -> list[Defect]:
+    starts, rows = np.asarray(dataset.starts, np.int64), len(dataset)
+    fix = "give the first row of each episode in order, from 0"
+    outside = np.flatnonzero((starts < 0) | (starts >= rows))
+    if len(outside):
+        return [_defect("starts", outside, f"lies outside the {rows} rows of the log", fix)]
+    if starts[0] != 0:
+        return [Defect("starts", f"begins at row {starts[0]}, expected 0", fix, (0,), 1)]
+    backward = np.flatnonzero(np.diff(starts) <= 0) + 1
+    if len(backward):
+        return [_defect("starts", backward, "does not increase: episodes overlap or have no length", fix)]
+    return []
+
+
+def _leaf_spaces(name: str, space: spaces.Space) -> list[tuple[str, spaces.Space]]:
+    if isinstance(space, spaces.Dict):
+        parts: list[tuple[Any, spaces.Space]] = list(space.spaces.items())
+    elif isinstance(space, spaces.Tuple):
+        parts = list(enumerate(space.spaces))
+    else:
+        return [(name, space)]
+    return [leaf for key, part in parts for leaf in _leaf_spaces(f"{name}.{key}", part)]
+
+
+def _values(dataset: Dataset) -> list[Defect]:
+    """NaN, Inf, and what its space does not contain."""
+    found, seen, acted = [], dataset.observation_space, dataset.action_space
+    for name, space in (("obs", seen), ("next_obs", seen), ("action", acted)):
+        of = dict(_leaf_spaces(name, space))
+        for field, column in column_leaves(name, getattr(dataset, name)):
+            found += _column_values(field, column, of[field])
+    rows = _scan(dataset.reward, lambda chunk: ~np.isfinite(chunk))
+    if len(rows):
+        found.append(_defect("reward", rows, "holds NaN or Inf", "remove the episodes of these rows"))
+    return found
+
+
+def _column_values(field: str, column: Any, space: spaces.Space) -> list[Defect]:
+    if column.dtype.kind == "f":
+        rows = _scan(column, lambda chunk: _any(~np.isfinite(chunk)))
+        if len(rows):
+            return [_defect(field, rows, "holds NaN or Inf", "remove the episodes of these rows")]
+    low, high = _bounds(space)
+    if low is None or not (np.isfinite(low).any() or np.isfinite(high).any()):
+        return []
+    slack = 1e-5 * np.maximum(1, np.abs(np.where(np.isfinite(high - low), high - low, 0)))
+    rows = _scan(column, lambda chunk: _any((chunk < low - slack) | (chunk > high + slack)))
+    if not len(rows):
+        return []
+    remedy = "clip them, or pass the space they belong to"
+    return [_defect(field, rows, f"lies outside {space}", remedy)]
+
+
+def _bounds(space: spaces.Space) -> tuple[Any, Any]:
+    if isinstance(space, spaces.Box):
+        return space.low.astype(np.float64), space.high.astype(np.float64)
+    if isinstance(space, spaces.Discrete):
+        return np.float64(space.start), np.float64(space.start + space.n - 1)
+    if isinstance(space, spaces.MultiDiscrete):
+        return np.zeros(space.shape), space.nvec.astype(np.float64) - 1
+    if isinstance(space, spaces.MultiBinary):
+        return np.zeros(space.shape), np.ones(space.shape)
+    return None, None
+
+
+def _ends(dataset: Dataset) -> list[Defect]:
+    """Ends inside episodes, and episodes that stop without one."""
+    done = np.asarray(dataset.terminated) | np.asarray(dataset.truncated)
+    is_end = np.zeros(len(dataset), bool)
+    is_end[dataset.ends] = True
+    found = []
+    inside = np.flatnonzero(done & ~is_end)
+    if len(inside):
+        what = "ends an episode that `starts` says goes on"
+        found.append(_defect("terminated", inside, what, "correct starts, or the flags of these rows"))
+    silent = np.flatnonzero(is_end & ~done)
+    silent = silent[silent != len(dataset) - 1]  # a log may stop in the middle of its last episode
+    if len(silent):
+        what = "stops an episode that neither terminated nor was truncated"
+        found.append(_defect("truncated", silent, what, "set terminated or truncated there"))
+    if len(dataset) > 1 and not done.any() and len(dataset.starts) == 1:
+        what = "and terminated are never set: the whole log is one unfinished episode"
+        remedy = "pass truncated or starts if it holds several"
+        found.append(Defect("truncated", what, remedy, severity="warning"))
+    return found
+
+
+def _constants(dataset: Dataset) -> list[Defect]:
+    """Features that never change."""
+    found = []
+    for name in ("obs", "action", "reward"):
+        for field, column in column_leaves(name, getattr(dataset, name)):
+            if len(column) < 2 or column.ndim > 2:  # the borders of images are often constant
+                continue
+            first = np.asarray(column[0])
+            same = np.ones(first.shape, bool)
+            for start in range(0, len(column), CHUNK):
+                same &= (np.asarray(column[start : start + CHUNK]) == first).all(0)
+                if not same.any():
+                    break
+            if same.any():
+                where = "" if same.ndim == 0 else f" in dimensions {np.flatnonzero(same).tolist()}"
+                remedy = "drop it, or check how it was recorded"
+                found.append(Defect(field, f"never changes{where}", remedy, severity="warning"))
+    return found
+
+
+def _successors(dataset: Dataset) -> list[Defect]:
+    """Rows within an episode whose successor is not the next row's observation."""
+    inner = np.ones(len(dataset), bool)
+    inner[dataset.ends] = False
+    broken = np.zeros(len(dataset), bool)
+    for now, after in zip(jax.tree.leaves(dataset.obs), jax.tree.leaves(dataset.next_obs), strict=True):
+        for start in range(0, len(dataset) - 1, CHUNK):
+            stop = min(start + CHUNK, len(dataset) - 1)
+            far = ~np.isclose(np.asarray(now[start + 1 : stop + 1]), np.asarray(after[start:stop]), atol=1e-4)
+            broken[start:stop] |= _any(far)
+    rows = np.flatnonzero(broken & inner)
+    if not len(rows):
+        return []
+    continued = not dataset.truncated.any() and not broken[np.flatnonzero(dataset.terminated[:-1])].any()
+    cause = "terminated may hold time-outs or be shifted by a row" if continued else "rows may be shuffled or missing"
+    return [_defect("next_obs", rows, "is not the observation of the next row", cause, severity="warning")]

@@ -150,7 +150,7 @@ def test_one_score_gives_an_estimate_and_no_bounds(groups):
         (lambda: bootstrap_ci([[1.0, 2.0], []]), "empty"),
         (lambda: bootstrap_ci([1.0, math.nan]), "nan in group 0"),
         (lambda: bootstrap_ci([[1.0], [math.inf, 2.0]]), "inf in group 1"),
-        (lambda: bootstrap_ci([1.0, 2.0], level=95), "between 0 and 1"),
+        (lambda: bootstrap_ci([1.0, 2.0], level=95.0), "between 0 and 1"),
         (lambda: bootstrap_ci([1.0, 2.0], resamples=0), "at least 1"),
         (lambda: paired_difference([1.0, 2.0], [1.0]), "one to one"),
         (lambda: paired_difference([1.0], [math.nan]), "second scores hold nan"),

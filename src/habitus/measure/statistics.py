@@ -26,7 +26,7 @@ from scipy import special
 from habitus.core.errors import ConfigError
 
 Statistic = Callable[[Float[np.ndarray, "*batch scores"]], Float[np.ndarray, "*batch"]]
-Scores = ArrayLike | Sequence[ArrayLike]
+Scores = float | ArrayLike | Sequence[ArrayLike]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Interval:
     high: float
     level: float = 0.95
 
-    def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high
+    def __contains__(self, value: float | int) -> bool:
+        return bool(self.low <= value <= self.high)
 
     @property
     def bounded(self) -> bool:

@@ -3,10 +3,12 @@
 import jax
 import numpy as np
 import pytest
+import scipy.stats
 
 from habitus.core.errors import ConfigError
 from habitus.core.experience import Trajectory, Transition
 from habitus.data.dataset import Dataset
+from habitus.data.sample import distinct_rows
 from habitus.data.source import DatasetSource
 
 
@@ -80,6 +82,19 @@ def test_draws_compile_and_vmap(data):
     keys = jax.random.split(jax.random.key(0), 5)
     expected = np.stack([source.draw((), None, key)[1].steps.reward for key in keys])
     np.testing.assert_array_equal(many(source, keys), expected)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 60, 61])
+def test_distinct_rows_are_equally_likely_in_pairs(rows):
+    size = min(rows, 4)
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    drawn = np.asarray(jax.jit(jax.vmap(lambda key: distinct_rows(key, rows, size)))(keys))
+    assert drawn.min() >= 0 and drawn.max() < rows
+    assert all(len(set(row)) == size for row in drawn)
+    if rows > 1:
+        counts = np.bincount(drawn[:, 0] * rows + drawn[:, -1], minlength=rows**2).reshape(rows, rows)
+        pairs = counts[~np.eye(rows, dtype=bool)]
+        assert scipy.stats.chisquare(pairs).pvalue > 1e-3
 
 
 def test_sizes_are_checked(data):

@@ -16,6 +16,7 @@ from habitus.core.protocols import Policy, Source
 from habitus.core.spec import Spec
 from habitus.core.trees import take
 from habitus.data.dataset import Dataset
+from habitus.data.sample import distinct_rows
 
 GIBIBYTE = 2**30
 
@@ -24,7 +25,8 @@ class DatasetSource(Source):
     """Batches of rows drawn uniformly from a log in canonical form.
 
     Pure where the log fits on the device: its columns are arrays of this module, so several seeds
-    share them and the draw compiles into the loop. A larger log is read from disk, row by row.
+    share them and the draw compiles into the loop. (Packing them into one matrix for a single
+    gather was no faster: 28 against 31 us for 256 rows on a CPU.) A larger log is read from disk.
     A draw depends on its key alone, so a resumed run draws what the uninterrupted one would have.
 
     Attributes:
@@ -98,7 +100,7 @@ class DatasetSource(Source):
     def _rows(self, key: PRNGKeyArray) -> Int[Array, "batch"]:
         if self.replace:
             return jax.random.randint(key, (self.batch_size,), 0, len(self.dataset))
-        return jax.random.choice(key, len(self.dataset), (self.batch_size,), replace=False)
+        return distinct_rows(key, len(self.dataset), self.batch_size)
 
     def _read(self, key: PRNGKeyArray) -> Transition | Trajectory:
         seed = np.asarray(jax.random.key_data(key)).tolist()

@@ -15,6 +15,7 @@ from scipy import stats
 from habitus.core.errors import ConfigError
 from habitus.measure.statistics import (
     Interval,
+    bootstrap_band,
     bootstrap_ci,
     iqm,
     mean,
@@ -130,6 +131,20 @@ def test_blocks_do_not_change_the_scores_drawn_beyond_memory():
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * x.std() / math.sqrt(x.size), rel=0.2)
 
 
+def test_a_band_is_the_interval_at_every_point():
+    curves = np.random.default_rng(10).normal(size=(6, 5)).cumsum(axis=0)
+    estimate, low, high = bootstrap_band(curves, mean, resamples=20_000)
+    for i, point in enumerate(curves):
+        interval = bootstrap_ci(point, mean, resamples=20_000, seed=1)
+        assert estimate[i] == pytest.approx(interval.estimate)
+        np.testing.assert_allclose([low[i], high[i]], [interval.low, interval.high], atol=0.2 * point.std())
+
+
+def test_a_band_around_one_run_has_no_bounds():
+    estimate, low, high = bootstrap_band(np.array([[1.0], [2.0]]))
+    assert estimate.tolist() == [1.0, 2.0] and np.isneginf(low).all() and np.isposinf(high).all()
+
+
 def test_equal_scores_have_no_spread():
     interval = bootstrap_ci([2.5, 2.5, 2.5])
     assert (interval.estimate, interval.low, interval.high) == (2.5, 2.5, 2.5)
@@ -152,6 +167,8 @@ def test_one_score_gives_an_estimate_and_no_bounds(groups):
         (lambda: bootstrap_ci([[1.0], [math.inf, 2.0]]), "inf in group 1"),
         (lambda: bootstrap_ci([1.0, 2.0], level=95.0), "between 0 and 1"),
         (lambda: bootstrap_ci([1.0, 2.0], resamples=0), "at least 1"),
+        (lambda: bootstrap_band(np.array([[1.0, 2.0], [1.0, math.nan]])), "nan in group 1"),
+        (lambda: bootstrap_band(np.zeros((3, 0))), "empty"),
         (lambda: paired_difference([1.0, 2.0], [1.0]), "one to one"),
         (lambda: paired_difference([1.0], [math.nan]), "second scores hold nan"),
         (lambda: probability_of_improvement([[1.0], [2.0]], [[1.0]]), "same tasks"),

@@ -118,6 +118,30 @@ def bootstrap_ci(
     return _interval(float(statistic(np.concatenate(strata))), distribution, strata, level)
 
 
+def bootstrap_band(
+    curves: Float[np.ndarray, "points runs"],
+    statistic: Statistic = iqm,
+    *,
+    level: float = 0.95,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
+    """Estimate, low and high of `bootstrap_ci` at each point of a learning curve, the runs resampled whole.
+
+    The band is pointwise: at each point by itself it holds the truth with probability `level`. With
+    one run it is infinite.
+
+    Raises:
+        ConfigError: if there are no runs, a value is not finite, or an argument is outside its domain.
+    """
+    _strata("the curves", curves)
+    _check(level, resamples)
+    runs = curves.shape[1]
+    drawn = np.random.default_rng(seed).integers(runs, size=(resamples, runs))
+    ends = np.array([_ends(statistic(point[drawn]), [runs], level) for point in curves])
+    return statistic(curves), ends[:, 0], ends[:, 1]
+
+
 def paired_difference(
     a: Scores,
     b: Scores,
@@ -156,6 +180,9 @@ def probability_of_improvement(
 ) -> Interval:
     """How often a run of `a` beats a run of `b`: P(a > b) + P(a = b) / 2, averaged over tasks.
 
+    Where every score of one lies above every score of the other, resampling cannot show doubt and
+    the interval is a point; look at `bootstrap_ci` of both instead.
+
     Args:
         a, b: scores, or one array of scores a task; the number of scores may differ, the tasks may not.
         level, resamples, seed: as in `bootstrap_ci`.
@@ -178,7 +205,7 @@ def probability_of_improvement(
     return _interval(estimate, distribution, ours + theirs, level)
 
 
-def _strata(what: str, groups: Scores) -> list[Float[np.ndarray, "_"]]:
+def _strata(what: str, groups: Scores) -> list[Float[np.ndarray, " _"]]:
     """The groups as flat float arrays; a flat list of scores is one group."""
     parts: list[Any] = list(groups) if np.iterable(groups) else [groups]
     if all(np.ndim(part) == 0 for part in parts):
@@ -214,14 +241,20 @@ def _check(level: float, resamples: int) -> None:
 
 
 def _interval(
-    estimate: float, distribution: Float[np.ndarray, "resamples"], strata: list[Float[np.ndarray, "_"]], level: float
+    estimate: float, distribution: Float[np.ndarray, " resamples"], strata: list[Float[np.ndarray, " _"]], level: float
 ) -> Interval:
-    """The expanded percentile interval of a bootstrap distribution."""
-    if min(x.size for x in strata) == 1:  # one score says nothing about the spread
-        return Interval(estimate, -math.inf, math.inf, level)
-    scores = sum(x.size for x in strata)
-    freedom = scores - len(strata)
+    """The interval that a bootstrap distribution of the scores in `strata` supports."""
+    low, high = _ends(distribution, [x.size for x in strata], level)
+    return Interval(estimate, low, high, level)
+
+
+def _ends(distribution: Float[np.ndarray, " resamples"], sizes: list[int], level: float) -> tuple[float, float]:
+    """The expanded percentiles of a bootstrap distribution over groups of these sizes."""
+    if min(sizes) == 1:  # one score says nothing about the spread
+        return -math.inf, math.inf
+    scores = sum(sizes)
+    freedom = scores - len(sizes)
     t = special.stdtrit(freedom, (1 - level) / 2)
     tail = special.ndtr(math.sqrt(scores / freedom) * t)
     low, high = np.quantile(distribution, [tail, 1 - tail])
-    return Interval(estimate, float(low), float(high), level)
+    return float(low), float(high)

@@ -24,6 +24,7 @@ class Card:
         entry: name of the class or function in the file that is the method.
         data: what it learns from: any of 'log', 'env'.
         actions: which action spaces it handles: any of 'discrete', 'continuous'.
+        variants: further learners in the file, as (slug, class name).
         paper: False for a baseline that is not one of the library's papers.
         slug, family, file: filled in from where the file lies.
     """
@@ -37,6 +38,7 @@ class Card:
     entry: str
     data: tuple[str, ...] = ()
     actions: tuple[str, ...] = ("discrete", "continuous")
+    variants: tuple[tuple[str, str], ...] = ()
     paper: bool = False
     slug: str = ""
     family: str = ""
@@ -81,11 +83,15 @@ def cards() -> dict[str, Card]:
 
 
 def card(slug: str) -> Card:
-    """The card of a method.
+    """The card of a method; for the slug of a variant, that of its file with `entry` replaced.
 
     Raises:
         UnknownName: with what is near.
     """
-    if slug not in cards():
-        raise UnknownName(f"no method is called {slug!r}: {suggest(slug, list(cards()))}")
-    return cards()[slug]
+    if slug in cards():
+        return cards()[slug]
+    variants = {name: (found, cls) for found in cards().values() for name, cls in found.variants}
+    if slug in variants:
+        found, cls = variants[slug]
+        return dataclasses.replace(found, entry=cls)
+    raise UnknownName(f"no method is called {slug!r}: {suggest(slug, [*cards(), *variants])}")

@@ -121,16 +121,32 @@ class Source(eqx.Module):
         """The contract that the learner is given."""
 
     @abc.abstractmethod
-    def init(self, spec: Spec, key: PRNGKeyArray) -> PyTree:
-        """What the source remembers between draws."""
+    def init(self, explorer: Policy, key: PRNGKeyArray) -> PyTree:
+        """What the source remembers between draws; `explorer` gives the shape of its carry."""
 
     @abc.abstractmethod
     def draw(self, state: PyTree, explorer: Policy, key: PRNGKeyArray) -> tuple[PyTree, Batch]:
-        """The next batch, collected by `explorer` where this source acts."""
+        """The next batch, collected by `explorer` where this source acts.
 
-    def updates(self, steps: int) -> int:
-        """How many draws `steps` amount to: environment steps for a source that acts, else draws."""
+        With `updates_per_draw` above 1 the batch has one more leading axis of that length.
+        """
+
+    @property
+    def updates_per_draw(self) -> int:
+        """How many batches one draw holds."""
+        return 1
+
+    def draws(self, steps: int) -> int:
+        """How many draws `steps` amount to: environment steps for a source that acts, else updates."""
         return steps
+
+    def steps(self, draws: int) -> int:
+        """Inverse of `draws`: how far a run is after so many."""
+        return draws
+
+    def report(self, state: PyTree) -> tuple[PyTree, Metrics]:
+        """What the source has to say since the last report, such as episode returns."""
+        return state, {}
 
     def snapshot(self, state: PyTree) -> PyTree:
         """The arrays of a host state that a checkpoint must hold."""

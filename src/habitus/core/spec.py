@@ -90,6 +90,7 @@ class Spec:
         action_space: the user's action space: Box (bounded), Discrete or MultiDiscrete.
         horizon: longest episode in steps, or None.
         dataset: the log that takes part, in canonical form, or None.
+        updates: how many updates are planned, for learners with a schedule, or None.
 
     Raises:
         SpaceMismatch: if a space has no canonical form.
@@ -99,6 +100,7 @@ class Spec:
     action_space: gymnasium.Space
     horizon: int | None = None
     dataset: Any = None
+    updates: int | None = None
 
     def __post_init__(self) -> None:
         for name, space in self.leaves:
@@ -249,6 +251,19 @@ class Spec:
         wanted = {"discrete": "Discrete", "bounded": "a bounded Box", "continuous": "Box"}[kind]
         if not getattr(self, kind):
             raise SpaceMismatch(f"{by} needs {wanted} actions, but the action space is {self.action_space}.")
+
+    def check_obs(self, obs: Any) -> None:
+        """Raises `SpaceMismatch` unless `obs` has the parts and shapes of one observation."""
+        for name, space in self.leaves:
+            try:
+                part = obs if len(self.leaves) == 1 and name == "obs" else _pick(obs, name)
+            except (KeyError, IndexError, TypeError):
+                raise SpaceMismatch(f"the observation lacks {name!r}; it must fit {self.observation_space}.") from None
+            if np.shape(part) != space.shape:
+                raise SpaceMismatch(
+                    f"{name} has shape {np.shape(part)}, but one observation has {space.shape}; "
+                    "for a batch, map over it with jax.vmap."
+                )
 
     def check_same(self, other: Spec, what: str = "the environment") -> None:
         """Raises `SpaceMismatch` unless `other` has the same spaces."""

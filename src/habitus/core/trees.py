@@ -92,3 +92,49 @@ def not_finite(tree: PyTree) -> Bool[Array, ""]:
     """Whether any inexact leaf holds NaN or Inf."""
     leaves = [x for x in jax.tree.leaves(tree) if eqx.is_inexact_array(x)]
     return jnp.any(jnp.stack([~jnp.isfinite(x).all() for x in leaves])) if leaves else jnp.array(False)
+
+
+def every(
+    period: int, step: Array, act: Callable[..., tuple[T, Metrics]], state: T, *args: Any
+) -> tuple[T, Metrics]:
+    """`act(state, *args)` on steps that `period` divides; the state untouched on the others.
+
+    The metrics count `period` times when they occur and 0 otherwise, so that their mean over many
+    steps is the mean over those on which `act` ran.
+    """
+    if period == 1:
+        return act(state, *args)
+    metrics = jax.eval_shape(lambda s, a: act(s, *a)[1], state, args)
+
+    def yes(state: T, args: tuple[Any, ...]) -> tuple[T, Metrics]:
+        after, found = act(state, *args)
+        return after, {name: period * value for name, value in found.items()}
+
+    def no(state: T, args: tuple[Any, ...]) -> tuple[T, Metrics]:
+        return state, jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics)
+
+    return jax.lax.cond(step % period == 0, yes, no, state, args)
+
+
+def minibatches(
+    act: Callable[[T, PyTree, PRNGKeyArray], tuple[T, Metrics]],
+    state: T,
+    batch: PyTree,
+    key: PRNGKeyArray,
+    epochs: int,
+    size: int,
+) -> tuple[T, Metrics]:
+    """`epochs` passes over `batch`, shuffled anew each, `act` on every minibatch of `size` rows.
+
+    A last, smaller minibatch of an epoch is left out. The metrics are means over the minibatches.
+    """
+    rows = batch_size(batch)
+    size = min(size, rows)
+
+    def epoch(state: T, key: PRNGKeyArray) -> tuple[T, Metrics]:
+        order_key, act_key = jax.random.split(key)
+        order = jax.random.permutation(order_key, rows)[: rows // size * size].reshape(-1, size)
+        return jax.lax.scan(lambda s, x: act(s, take(batch, x[0]), x[1]), state, (order, jax.random.split(act_key, len(order))))
+
+    state, metrics = jax.lax.scan(epoch, state, jax.random.split(key, epochs))
+    return state, jax.tree.map(jnp.mean, metrics)

@@ -1,0 +1,90 @@
+"""From canonical spaces back to the user's: the policy that is handed over, saved and loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray
+
+from habitus.core.protocols import Policy
+from habitus.core.spec import Spec, space_from_json, space_to_json
+
+
+class Deployed(Policy):
+    """A policy in the user's own spaces, around one in canonical spaces.
+
+    Attributes:
+        policy: what acts, in canonical spaces.
+        contract: the spaces, as JSON (text, so that the module is a clean pytree).
+    """
+
+    policy: Policy
+    contract: str = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, policy: Policy, spec: Spec) -> Deployed:
+        """Wraps a canonical policy for the spaces of `spec`."""
+        spaces = {
+            "observation": space_to_json(spec.observation_space),
+            "action": space_to_json(spec.action_space),
+            "horizon": spec.horizon,
+        }
+        return cls(policy, json.dumps(spaces))
+
+    @property
+    def spec(self) -> Spec:
+        """The spaces this policy acts in."""
+        data = json.loads(self.contract)
+        return Spec(space_from_json(data["observation"]), space_from_json(data["action"]), data["horizon"])
+
+    def init(self) -> Any:
+        return self.policy.init()
+
+    def __call__(self, obs: Any, carry: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
+        action, carry = self.policy(self.spec.encode_obs(obs), carry, key)
+        return self.spec.decode_action(action), carry
+
+    def act(self, obs: Any, seed: int = 0) -> np.ndarray:
+        """One action for one observation, for use outside JAX; a memoryless policy needs no more.
+
+        Raises:
+            SpaceMismatch: if `obs` does not fit the observation space.
+        """
+        self.spec.check_obs(obs)
+        action, _ = _act(self, jax.tree.map(jnp.asarray, obs), jax.random.key(seed))
+        return np.asarray(action)
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes `policy.json` and `policy.safetensors` into `folder`."""
+        from habitus.core.serialise import save_module
+
+        return save_module(self, Path(folder), "policy")
+
+    @classmethod
+    def load(cls, folder: str | Path, spec: Spec | None = None) -> Deployed:
+        """Reads a saved policy.
+
+        Args:
+            spec: if given, the spaces that the policy must have.
+
+        Raises:
+            CheckpointError: if the files are missing, damaged, or not of a policy.
+            SpaceMismatch: if the spaces differ from `spec`.
+        """
+        from habitus.core.serialise import load_module
+
+        policy = load_module(Path(folder), "policy", cls)
+        if spec is not None:
+            spec.check_same(policy.spec, f"the saved policy in {folder}")
+        return policy
+
+
+@eqx.filter_jit
+def _act(policy: Deployed, obs: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
+    return policy(obs, policy.init(), key)

@@ -1,0 +1,65 @@
+"""Losses and batches that several methods share, as pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from habitus.core.experience import Transition, flatten_time
+from habitus.core.returns import gae
+from habitus.nets.distributions import Distribution
+
+
+def clipped_value_loss(
+    value: Float[Array, "batch"], old: Float[Array, "batch"], target: Float[Array, "batch"], clip: float | Array
+) -> Float[Array, ""]:
+    """`mean max((V - R)^2, (V_old + clip(V - V_old, +-c) - R)^2)` (Schulman et al. 2017, as in their code)."""
+    near = old + jnp.clip(value - old, -clip, clip)
+    return jnp.maximum((value - target) ** 2, (near - target) ** 2).mean()
+
+
+def expectile_loss(error: Float[Array, "*batch"], expectile: float | Array) -> Float[Array, "*batch"]:
+    """`|tau - 1(error < 0)| error^2` (Kostrikov et al. 2022, eq. 5), elementwise."""
+    return jnp.where(error < 0, 1 - expectile, expectile) * error**2
+
+
+def huber(error: Float[Array, "*batch"], delta: float = 1.0) -> Float[Array, "*batch"]:
+    """Quadratic up to `delta`, linear beyond, elementwise."""
+    size = jnp.abs(error)
+    return jnp.where(size <= delta, 0.5 * error**2, delta * (size - 0.5 * delta))
+
+
+class Round(eqx.Module):
+    """A roll-out made ready for policy gradients; every field has the leading axis [batch]."""
+
+    obs: Array
+    action: Array
+    log_prob: Float[Array, "batch"]
+    advantage: Float[Array, "batch"]
+    value: Float[Array, "batch"]
+    target: Float[Array, "batch"]
+
+
+def prepare_round(
+    actor: Callable[[Array], Distribution],
+    critic: Callable[[Array], Array],
+    rollout: Transition,
+    discount: float | Array,
+    gae_lambda: float | Array,
+) -> Round:
+    """Log probabilities, values, advantages and TD(lambda) returns under the policy that collected.
+
+    Args:
+        rollout: transitions [time, env, ...] collected by `actor` as it is now.
+    """
+    value, next_value = (jax.vmap(jax.vmap(critic))(obs) for obs in (rollout.obs, rollout.next_obs))
+    advantage, target = gae(
+        rollout.reward, value, next_value, rollout.terminated, rollout.truncated, discount, gae_lambda
+    )
+    flat = flatten_time(rollout)
+    log_prob = jax.vmap(lambda o, a: actor(o).log_prob(a))(flat.obs, flat.action)
+    return Round(flat.obs, flat.action, log_prob, advantage.ravel(), value.ravel(), target.ravel())

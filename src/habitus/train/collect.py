@@ -1,0 +1,236 @@
+"""Acting in worlds: steps for the sources, whole episodes for evaluation."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from habitus.core.experience import Transition
+from habitus.core.protocols import Env, HostEnv, Policy
+from habitus.core.trees import Metrics
+from habitus.envs.stepping import step_and_reset
+
+
+class EpisodeTally(eqx.Module):
+    """Running return and length of each copy, and sums over the episodes finished since the last report."""
+
+    ret: Float[Array, "envs"]
+    length: Int[Array, "envs"]
+    total_return: Float[Array, ""]
+    total_length: Float[Array, ""]
+    finished: Float[Array, ""]
+
+    @classmethod
+    def start(cls, num_envs: int) -> EpisodeTally:
+        """Nothing finished yet."""
+        zero = jnp.zeros(())
+        return cls(jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32), zero, zero, zero)
+
+    def add(self, reward: Float[Array, "time envs"], done: Bool[Array, "time envs"]) -> EpisodeTally:
+        """The tally after a block of steps."""
+
+        def one(tally: EpisodeTally, row: tuple[Array, Array]) -> tuple[EpisodeTally, None]:
+            r, d = row
+            ret, length = tally.ret + r, tally.length + 1
+            return EpisodeTally(
+                jnp.where(d, 0.0, ret),
+                jnp.where(d, 0, length),
+                tally.total_return + jnp.where(d, ret, 0.0).sum(),
+                tally.total_length + jnp.where(d, length, 0).sum(),
+                tally.finished + d.sum(),
+            ), None
+
+        return jax.lax.scan(one, self, (reward, done))[0]
+
+    def report(self) -> tuple[EpisodeTally, Metrics]:
+        """Mean return and length of the episodes finished since the last report, then a fresh count."""
+        zero = jnp.zeros(())
+        n = jnp.maximum(self.finished, 1.0)
+        metrics = {
+            "episode/return": jnp.where(self.finished > 0, self.total_return / n, jnp.nan),
+            "episode/length": jnp.where(self.finished > 0, self.total_length / n, jnp.nan),
+            "episode/finished": self.finished,
+        }
+        fresh = EpisodeTally(self.ret, self.length, zero, zero, zero)
+        return fresh, metrics
+
+
+class Collection(eqx.Module):
+    """Where the copies of a compiled world stand between two blocks of steps."""
+
+    env_state: Any
+    obs: Any
+    carry: Any
+    tally: EpisodeTally
+
+
+def start(env: Env, num_envs: int, explorer: Policy, key: PRNGKeyArray) -> Collection:
+    """`num_envs` fresh episodes."""
+    env_state, obs = jax.vmap(env.reset)(jax.random.split(key, num_envs))
+    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_envs, *jnp.shape(x))), explorer.init())
+    return Collection(env_state, obs, carry, EpisodeTally.start(num_envs))
+
+
+def collect(
+    env: Env, state: Collection, explorer: Policy, key: PRNGKeyArray, length: int
+) -> tuple[Collection, Transition]:
+    """`length` steps of every copy: transitions [length, num_envs, ...]. Carries restart with episodes."""
+    num_envs = state.tally.ret.shape[0]
+    fresh = explorer.init()
+
+    def one(at: tuple[Any, Any, Any], keys: PRNGKeyArray) -> tuple[tuple[Any, Any, Any], Transition]:
+        env_state, obs, carry = at
+        action, carry = jax.vmap(explorer)(obs, carry, keys[0])
+        env_state, step, first = jax.vmap(lambda s, a, k: step_and_reset(env, s, a, k))(env_state, action, keys[1])
+        done = step.terminated | step.truncated
+        carry = jax.vmap(lambda d, c: jax.tree.map(lambda new, old: jnp.where(d, new, old), fresh, c))(done, carry)
+        row = Transition(obs, action, step.reward, step.terminated, step.truncated, step.obs)
+        return (env_state, first, carry), row
+
+    keys = jax.random.split(key, (length, 2, num_envs))
+    at, rollout = jax.lax.scan(one, (state.env_state, state.obs, state.carry), keys)
+    return Collection(*at, state.tally.add(rollout.reward, rollout.done)), rollout
+
+
+@eqx.filter_jit
+def act_batch(policy: Policy, obs: Any, carry: Any, key: PRNGKeyArray, tick: Array) -> tuple[Array, Any]:
+    """Actions for a batch of observations; `tick` makes the keys of successive calls differ."""
+    keys = jax.random.split(jax.random.fold_in(key, tick), jax.tree.leaves(obs)[0].shape[0])
+    return jax.vmap(policy)(obs, carry, keys)
+
+
+class HostCollector:
+    """Steps a world that runs in Python, with the policy compiled.
+
+    The action for the next step is computed before the step is asked for, so that the step itself
+    runs in Python while a compiled update that was dispatched meanwhile is still computing.
+    """
+
+    def __init__(self, env: HostEnv, explorer: Policy, seed: int):
+        self.env, self.tick = env, 0
+        self.obs = env.reset(seed)
+        self.key = jax.random.key(seed)
+        fresh = jax.tree.map(np.asarray, explorer.init())
+        self.fresh = jax.tree.map(lambda x: np.broadcast_to(x, (env.num_envs, *x.shape)).copy(), fresh)
+        self.carry = self.fresh
+        self.pending: np.ndarray | None = None
+        self.returns, self.lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, int)
+        self.finished: list[tuple[float, int]] = []
+
+    def plan(self, explorer: Policy) -> None:
+        """Chooses the next actions; waits for the explorer's parameters."""
+        action, self.carry = act_batch(explorer, self.obs, self.carry, self.key, np.uint32(self.tick))
+        self.pending = np.asarray(action)
+        self.tick += 1
+
+    def step(self, explorer: Policy) -> Transition:
+        """Takes the planned actions and plans none: one transition a copy, as NumPy arrays."""
+        if self.pending is None:
+            self.plan(explorer)
+        obs, action = self.obs, self.pending
+        step, self.obs = self.env.step(action)
+        self.pending = None
+        done = step.terminated | step.truncated
+        self.returns += step.reward
+        self.lengths += 1
+        if done.any():
+            self.finished += list(zip(self.returns[done].tolist(), self.lengths[done].tolist(), strict=True))
+            self.returns[done], self.lengths[done] = 0.0, 0
+            if jax.tree.leaves(self.carry):
+                self.carry = jax.tree.map(
+                    lambda new, old: np.where(done.reshape(-1, *[1] * (new.ndim - 1)), new, old), self.fresh, self.carry
+                )
+        return Transition(obs, action, step.reward, step.terminated, step.truncated, step.obs)
+
+    def report(self) -> dict[str, float]:
+        """As `EpisodeTally.report`."""
+        n = len(self.finished)
+        returns, lengths = zip(*self.finished, strict=True) if n else ([np.nan], [np.nan])
+        self.finished = []
+        return {
+            "episode/return": float(np.mean(returns)),
+            "episode/length": float(np.mean(lengths)),
+            "episode/finished": float(n),
+        }
+
+
+class Episodes(NamedTuple):
+    """Whole episodes: undiscounted returns, lengths in steps, and success where the world reports it."""
+
+    returns: np.ndarray
+    lengths: np.ndarray
+    success: np.ndarray | None
+
+
+def run_episodes(policy: Policy, env: Env | HostEnv, episodes: int, key: PRNGKeyArray) -> Episodes:
+    """Runs `episodes` whole episodes from fresh starts; the worlds and the policy in the same spaces.
+
+    An episode in a world without a horizon ends when it terminates.
+    """
+    if isinstance(env, HostEnv):
+        return _host_episodes(policy, env, episodes, int(jax.random.randint(key, (), 0, 2**31 - 1)))
+    returns, lengths, success, known = _pure_episodes(policy, env, episodes, key)
+    return Episodes(np.asarray(returns), np.asarray(lengths), np.asarray(success) if known else None)
+
+
+@eqx.filter_jit
+def _pure_episodes(policy: Policy, env: Env, episodes: int, key: PRNGKeyArray) -> tuple[Array, Array, Array, bool]:
+    reset_key, run_key = jax.random.split(key)
+    env_state, obs = jax.vmap(env.reset)(jax.random.split(reset_key, episodes))
+    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (episodes, *jnp.shape(x))), policy.init())
+    known = "success" in jax.eval_shape(jax.vmap(env.step), env_state, _action(policy, obs, carry), _keys(key, episodes))[1].info
+
+    def running(at: tuple[Array, ...]) -> Array:
+        return ~at[3].all()
+
+    def one(at: tuple[Any, ...]) -> tuple[Any, ...]:
+        env_state, obs, carry, over, ret, length, success, tick = at
+        act_key, step_key = jax.random.split(jax.random.fold_in(run_key, tick))
+        action, carry = jax.vmap(policy)(obs, carry, _keys(act_key, episodes))
+        env_state, step = jax.vmap(env.step)(env_state, action, _keys(step_key, episodes))
+        ret = ret + jnp.where(over, 0.0, step.reward)
+        length = length + jnp.where(over, 0, 1)
+        if known:
+            success = success | (~over & step.info["success"].astype(bool))
+        return env_state, step.obs, carry, over | step.terminated | step.truncated, ret, length, success, tick + 1
+
+    no, zero = jnp.zeros(episodes, bool), jnp.zeros(episodes)
+    first = (env_state, obs, carry, no, zero, jnp.zeros(episodes, jnp.int32), no, jnp.uint32(0))
+    end = jax.lax.while_loop(running, one, first)
+    return end[4], end[5], end[6], known
+
+
+def _keys(key: PRNGKeyArray, n: int) -> PRNGKeyArray:
+    return jax.random.split(key, n)
+
+
+def _action(policy: Policy, obs: Any, carry: Any) -> Any:
+    n = jax.tree.leaves(obs)[0].shape[0]
+    return jax.eval_shape(jax.vmap(policy), obs, carry, _keys(jax.random.key(0), n))[0]
+
+
+def _host_episodes(policy: Policy, env: HostEnv, episodes: int, seed: int) -> Episodes:
+    """Each copy runs the same share of the episodes, so that short ones are not favoured."""
+    collector = HostCollector(env, policy, seed)
+    quota = -(-episodes // env.num_envs)
+    done_by: list[list[tuple[float, int, bool | None]]] = [[] for _ in range(env.num_envs)]
+    flags: list[bool | None] = [None] * env.num_envs
+    while min(len(rows) for rows in done_by) < quota:
+        before = collector.returns.copy(), collector.lengths.copy()
+        t = collector.step(policy)
+        success = env.success() if hasattr(env, "success") else None
+        for i in range(env.num_envs):
+            if success is not None:
+                flags[i] = bool(flags[i]) or bool(success[i])
+            if t.terminated[i] or t.truncated[i]:
+                done_by[i].append((float(before[0][i] + t.reward[i]), int(before[1][i] + 1), flags[i]))
+                flags[i] = None
+    rows = [row for done in done_by for row in done[:quota]][:episodes]
+    returns, lengths, wins = zip(*rows, strict=True)
+    known = None not in wins
+    return Episodes(np.array(returns), np.array(lengths), np.array(wins, bool) if known else None)

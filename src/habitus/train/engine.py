@@ -1,0 +1,311 @@
+"""The inner loop: draw, update, repeat. Compiled whole where the source is pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from habitus.core.protocols import Learner, Policy, Source
+from habitus.core.spec import Spec
+from habitus.core.trees import Metrics, is_shared, take
+from habitus.train.checkpoint import from_host, to_host
+
+NEVER = np.iinfo(np.int32).max
+
+
+class Summary(NamedTuple):
+    """What a chunk of updates was like: for each metric, one mean a seed; and the first update that
+    made it not finite, or `NEVER`."""
+
+    metrics: dict[str, np.ndarray]
+    first_bad: dict[str, np.ndarray]
+    update: int
+
+
+class LoopState(eqx.Module):
+    """Everything that changes: one pytree."""
+
+    learner: PyTree
+    source: PyTree
+    key: PRNGKeyArray
+    update: Array
+
+
+class Tally(eqx.Module):
+    """Sums of metrics over a chunk, and where each first stopped being finite."""
+
+    total: Metrics
+    first_bad: dict[str, Array]
+
+    @classmethod
+    def like(cls, metrics: Metrics) -> Tally:
+        """Empty, for metrics of these names."""
+        return cls({k: jnp.zeros(()) for k in metrics}, {k: jnp.full((), NEVER) for k in metrics})
+
+    def add(self, metrics: Metrics, update: Array) -> Tally:
+        """One more update."""
+        first = {
+            k: jnp.minimum(self.first_bad[k], jnp.where(jnp.isfinite(v), NEVER, update)) for k, v in metrics.items()
+        }
+        return Tally({k: self.total[k] + v for k, v in metrics.items()}, first)
+
+
+def _split_shared(tree: PyTree) -> tuple[PyTree, PyTree]:
+    """(what belongs to a seed, what seeds share)."""
+    mask = jax.tree.map(lambda x: jax.tree.map(lambda _: is_shared(x), x), tree, is_leaf=is_shared)
+    shared, own = eqx.partition(tree, mask)
+    return own, shared
+
+
+def _many_updates(learner: Learner, state: PyTree, batches: Any, key: PRNGKeyArray, n: int) -> tuple[PyTree, Metrics]:
+    """One update for each batch along the leading axis; the metrics are means."""
+
+    def one(state: PyTree, inputs: tuple[Any, PRNGKeyArray]) -> tuple[PyTree, Metrics]:
+        return learner.update(state, *inputs)
+
+    arrays, static = eqx.partition(state, eqx.is_array)
+
+    def body(arrays: PyTree, inputs: tuple[Any, PRNGKeyArray]) -> tuple[PyTree, Metrics]:
+        state, metrics = one(eqx.combine(arrays, static), inputs)
+        return eqx.filter(state, eqx.is_array), metrics
+
+    arrays, metrics = jax.lax.scan(body, arrays, (batches, jax.random.split(key, n)))
+    return eqx.combine(arrays, static), jax.tree.map(lambda m: m.mean(0), metrics)
+
+
+def _one_draw(learner: Learner, source: Source, state: LoopState) -> tuple[LoopState, Metrics]:
+    """Collect, then improve."""
+    key, draw_key, update_key = jax.random.split(state.key, 3)
+    source_state, batch = source.draw(state.source, learner.explorer(state.learner), draw_key)
+    if (n := source.updates_per_draw) > 1:
+        learner_state, metrics = _many_updates(learner, state.learner, batch, update_key, n)
+    else:
+        learner_state, metrics = learner.update(state.learner, batch, update_key)
+    return LoopState(learner_state, source_state, key, state.update + n), metrics
+
+
+def _chunk(learner: Learner, source: Source, state: LoopState, draws: Array) -> tuple[LoopState, Tally, Metrics]:
+    """`draws` draws. Their number is traced, so every length is the same program and the same bits."""
+    arrays, static = eqx.partition(state, eqx.is_array)
+
+    def body(_: Any, carry: tuple[PyTree, Tally]) -> tuple[PyTree, Tally]:
+        state = eqx.combine(carry[0], static)
+        after, metrics = _one_draw(learner, source, state)
+        return eqx.filter(after, eqx.is_array), carry[1].add(metrics, after.update)
+
+    shapes = eqx.filter_eval_shape(lambda a: _one_draw(learner, source, eqx.combine(a, static))[1], arrays)
+    arrays, tally = jax.lax.fori_loop(0, draws, body, (arrays, Tally.like(shapes)))
+    state = eqx.combine(arrays, static)
+    reported, report = source.report(state.source)
+    return LoopState(state.learner, reported, state.key, state.update), tally, report
+
+
+class PureEngine:
+    """Runs every seed in one compiled program.
+
+    On a CPU seeds are dealt out to its devices and mapped over on each; on an accelerator they are
+    one `vmap`.
+    """
+
+    def __init__(
+        self, learner: Learner, source: Source, spec: Spec, seeds: Sequence[int], warm: Sequence[PyTree] | None
+    ):
+        self.learner, self.source, self.spec, self.seeds = learner, source, spec, list(seeds)
+        self.mesh = self._make_mesh(len(self.seeds))
+        wanted = len(self.seeds) if self.mesh is None else -(-len(self.seeds) // self.mesh.size) * self.mesh.size
+        padded = self.seeds + [self.seeds[-1]] * (wanted - len(self.seeds))
+        keys = jax.vmap(jax.random.key)(jnp.asarray(padded, jnp.uint32))
+        own, shared = self._init(keys)
+        if warm is not None:
+            states = [warm[min(i, len(self.seeds) - 1) % len(warm)] for i in range(len(padded))]
+            stacked = jax.tree.map(lambda *xs: jnp.stack(xs) if eqx.is_array_like(xs[0]) else xs[0], *states)
+            own = eqx.tree_at(lambda s: s.learner, own, _split_shared(stacked)[0])
+        self._place(own, shared)
+        self._run = self._compile()
+
+    def _make_mesh(self, n: int) -> Mesh | None:
+        devices = jax.devices()[: min(n, jax.device_count())]
+        return Mesh(np.array(devices), ("seed",)) if len(devices) > 1 else None
+
+    def _init(self, keys: PRNGKeyArray) -> tuple[PyTree, PyTree]:
+        spec = self.spec
+
+        # the source is an argument, so that its data does not become a constant of the program
+        @eqx.filter_jit
+        def run(learner: Learner, source: Source, keys: PRNGKeyArray) -> tuple[PyTree, PyTree]:
+            def one(key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
+                learner_key, source_key, loop_key = jax.random.split(key, 3)
+                state = learner.init(spec, learner_key)
+                source_state = source.init(learner.explorer(state), source_key)
+                return _split_shared(LoopState(state, source_state, loop_key, jnp.zeros((), jnp.int32)))
+
+            return eqx.filter_vmap(one, out_axes=(eqx.if_array(0), None))(keys)
+
+        return run(self.learner, self.source, keys)
+
+    def _place(self, own: PyTree, shared: PyTree) -> None:
+        rest = (self.learner, self.source, shared)
+        if self.mesh is not None:
+            own = eqx.filter_shard(own, NamedSharding(self.mesh, PartitionSpec("seed")))
+            rest = eqx.filter_shard(rest, NamedSharding(self.mesh, PartitionSpec()))
+        self.own, self.rest = own, rest
+
+    def _compile(self) -> Any:
+        cpu = jax.default_backend() == "cpu"
+        mesh = self.mesh
+
+        @partial(eqx.filter_jit, donate="all-except-first")
+        def run(fixed: PyTree, own: PyTree) -> tuple[PyTree, Tally, Metrics]:
+            (learner, source, shared), draws = fixed
+            arrays, static = eqx.partition(own, eqx.is_array)
+
+            def one(arrays: PyTree, fixed_arrays: PyTree, draws: Array) -> tuple[PyTree, Tally, Metrics]:
+                learner, source, shared = eqx.combine(fixed_arrays, fixed_static)
+                state = eqx.combine(arrays, static, shared)
+                after, tally, report = _chunk(learner, source, state, draws)
+                return eqx.filter(_split_shared(after)[0], eqx.is_array), tally, report
+
+            fixed_arrays, fixed_static = eqx.partition((learner, source, shared), eqx.is_array)
+
+            def block(arrays: PyTree, fixed_arrays: PyTree, draws: Array) -> Any:
+                if cpu:
+                    return jax.lax.map(lambda a: one(a, fixed_arrays, draws), arrays)
+                return jax.vmap(lambda a: one(a, fixed_arrays, draws))(arrays)
+
+            if mesh is not None:
+                seed, every = PartitionSpec("seed"), PartitionSpec()
+                block = jax.shard_map(
+                    block, mesh=mesh, in_specs=(seed, every, every), out_specs=seed, check_vma=False
+                )
+            arrays, tally, report = block(arrays, fixed_arrays, draws)
+            return eqx.combine(arrays, static), tally, report
+
+        return run
+
+    def advance(self, draws: int) -> Summary:
+        """Runs `draws` more draws of every seed."""
+        self.own, tally, report = self._run((self.rest, jnp.asarray(draws, jnp.int32)), self.own)
+        n = len(self.seeds)
+        means = {k: np.asarray(v)[:n] / draws for k, v in tally.total.items()}
+        means |= {k: np.asarray(v)[:n] for k, v in report.items()}
+        return Summary(means, {k: np.asarray(v)[:n] for k, v in tally.first_bad.items()}, int(self.own.update[0]))
+
+    def learner_state(self, i: int) -> PyTree:
+        """The learner's state of the i-th seed, on the host."""
+        own = take(jax.tree.map(lambda x: np.asarray(x) if eqx.is_array(x) else x, self.own.learner), i)
+        return eqx.combine(own, self.rest[2].learner)
+
+    def policy(self, i: int) -> Policy:
+        """The policy of the i-th seed, in canonical spaces."""
+        return self.learner.policy(self.learner_state(i))
+
+    def snapshot(self) -> list[np.ndarray]:
+        """Every leaf a checkpoint needs."""
+        return to_host(self.own)
+
+    def restore(self, leaves: list[np.ndarray]) -> None:
+        """Continues from a snapshot."""
+        own = from_host(self.own, leaves)
+        self._place(own, self.rest[2])
+
+    def finite(self) -> bool:
+        """Whether every parameter of every seed is finite."""
+        return bool(_finite(self.own.learner))
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+@eqx.filter_jit
+def _finite(tree: PyTree) -> Array:
+    leaves = [x for x in jax.tree.leaves(tree) if eqx.is_inexact_array(x)]
+    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in leaves])) if leaves else jnp.array(True)
+
+
+class HostEngine:
+    """Runs one seed; acting and updating are compiled, the loop and the world are Python."""
+
+    def __init__(self, learner: Learner, source: Source, spec: Spec, seed: int, warm: Sequence[PyTree] | None):
+        self.learner, self.source, self.seeds = learner, source, [seed]
+        learner_key, source_key, self.key = jax.random.split(jax.random.key(seed), 3)
+        self.state = eqx.filter_jit(lambda key: learner.init(spec, key))(learner_key) if warm is None else warm[0]
+        self.source_state = source.init(learner.explorer(self.state), source_key)
+        self.update = np.zeros((), np.int32)
+        self.tally: Tally | None = None
+        self._explorer = eqx.filter_jit(learner.explorer)
+
+    def advance(self, draws: int) -> Summary:
+        """Runs `draws` more draws."""
+        n = self.source.updates_per_draw
+        tally = None
+        for _ in range(draws):
+            explorer = self.learner.explorer(self.state)
+            self.source_state, batch = self.source.draw(self.source_state, explorer, self.key)
+            if tally is None:
+                tally = Tally.like(self._metric_shapes(batch, n))
+            fixed = (self.learner, batch, self.key, self.update, n)
+            self.state, tally = _host_update(fixed, self.state, tally)
+            self.update = self.update + np.int32(n)
+        assert tally is not None
+        self.source_state, report = self.source.report(self.source_state)
+        means = {k: np.asarray(v)[None] / draws for k, v in tally.total.items()}
+        means |= {k: np.asarray(v)[None] for k, v in report.items()}
+        return Summary(means, {k: np.asarray(v)[None] for k, v in tally.first_bad.items()}, int(self.update))
+
+    def _metric_shapes(self, batch: Any, n: int) -> Any:
+        if self.tally is None:
+            self.tally = eqx.filter_eval_shape(_improve, self.learner, self.state, batch, self.key, n)[1]
+        return self.tally
+
+    def learner_state(self, i: int) -> PyTree:
+        """The learner's state."""
+        return jax.tree.map(lambda x: np.asarray(x) if eqx.is_array(x) else x, self.state)
+
+    def policy(self, i: int) -> Policy:
+        """The policy, in canonical spaces."""
+        return self.learner.policy(self.learner_state(i))
+
+    def _whole(self) -> PyTree:
+        own, _ = _split_shared(self.state)
+        return own, self.source.snapshot(self.source_state), self.update
+
+    def snapshot(self) -> list[np.ndarray]:
+        """Every leaf a checkpoint needs; the simulator's own state is not among them."""
+        return to_host(self._whole())
+
+    def restore(self, leaves: list[np.ndarray]) -> None:
+        """Continues from a snapshot, with fresh episodes."""
+        own, source, self.update = from_host(self._whole(), leaves)
+        self.state = eqx.combine(own, _split_shared(self.state)[1])
+        self.source_state = self.source.restore(self.source_state, source)
+
+    def finite(self) -> bool:
+        """Whether every parameter is finite."""
+        return bool(_finite(self.state))
+
+    def close(self) -> None:
+        """Releases the world."""
+        env = getattr(self.source, "env", None)
+        if env is not None and not env.pure:
+            env.close()
+
+
+def _improve(learner: Learner, state: PyTree, batch: Any, key: PRNGKeyArray, n: int) -> tuple[PyTree, Metrics]:
+    if n > 1:
+        return _many_updates(learner, state, batch, key, n)
+    return learner.update(state, batch, key)
+
+
+@partial(eqx.filter_jit, donate="all-except-first")
+def _host_update(fixed: Any, state: PyTree, tally: Tally) -> tuple[PyTree, Tally]:
+    learner, batch, key, update, n = fixed
+    state, metrics = _improve(learner, state, batch, jax.random.fold_in(key, update), n)
+    return state, tally.add(metrics, update + n)

@@ -1,0 +1,34 @@
+"""Settings of JAX that must be made before it starts: several CPU devices, a compile cache."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+import jax
+from platformdirs import user_cache_path
+
+
+def cache_folder() -> Path:
+    """Where habitus keeps what it can make again; `HABITUS_CACHE` overrides it."""
+    chosen = os.environ.get("HABITUS_CACHE")
+    return Path(chosen) if chosen else user_cache_path("habitus")
+
+
+@cache
+def prepare() -> None:
+    """Gives a CPU one device for each core, so that seeds run side by side, and keeps compiled programs.
+
+    Does nothing that the user has set already, and nothing once JAX has started: everything works
+    with one device too.
+    """
+    if jax.config.jax_compilation_cache_dir is None and os.environ.get("HABITUS_COMPILE_CACHE", "on") != "off":
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if jax.config.jax_num_cpu_devices < 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        try:
+            jax.config.update("jax_num_cpu_devices", cores)
+        except RuntimeError:  # JAX has already started, and cannot be given more devices
+            return

@@ -1,0 +1,134 @@
+"""From names and objects of the user's to a learner and a source."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from habitus.core.card import card, cards
+from habitus.core.errors import ConfigError, suggest
+from habitus.core.protocols import Env, HostEnv, Learner, Source, hyperparameters
+from habitus.data.dataset import Dataset
+from habitus.data.source import DatasetSource
+from habitus.envs.registry import make
+from habitus.train.sources import Replay, Rollouts
+
+
+def entry(slug: str) -> Any:
+    """The class or function that a method is. Imports only that method's file."""
+    found = card(slug)
+    return getattr(importlib.import_module(found.module), found.entry)
+
+
+def slug_of(learner: Learner) -> str:
+    """The slug of a learner, or its class name if it is the user's own."""
+    cls = type(learner)
+    for found in cards().values():
+        if found.module == cls.__module__:
+            return next((slug for slug, name in found.variants if name == cls.__name__), found.slug)
+    return cls.__name__
+
+
+def make_learner(learner: Learner | str, settings: dict[str, Any]) -> Learner:
+    """A learner from its slug and hyperparameters.
+
+    Raises:
+        ConfigError: for a hyperparameter it does not have, naming those near.
+    """
+    if isinstance(learner, Learner):
+        if settings:
+            raise ConfigError(f"{', '.join(settings)}: give hyperparameters to the learner itself, not to learn().")
+        return learner
+    cls = entry(learner)
+    if not (isinstance(cls, type) and issubclass(cls, Learner)):
+        raise ConfigError(f"{learner} is a {card(learner).kind}, not a learner; see habitus.methods().")
+    known = list(cls.__dataclass_fields__)
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"{learner} has no hyperparameter {name!r}: {suggest(name, known)}")
+    return cls(**settings)
+
+
+def load_data(data: Dataset | str | Path | None) -> Dataset | None:
+    """A data set from itself, a file, or the name of a standard set."""
+    if data is None or isinstance(data, Dataset):
+        return data
+    from habitus.data.io import load
+
+    return load(data)
+
+
+def make_source(
+    learner: Learner,
+    source: Any,
+    env: Any,
+    data: Dataset | str | Path | None,
+    mix: float | None,
+    options: dict[str, Any],
+) -> tuple[Source, Env | HostEnv | None]:
+    """The source that a learner needs for what the user has, and the world to evaluate in.
+
+    Raises:
+        ConfigError: if nothing was given to learn from, or what was given does not fit the learner.
+    """
+    if isinstance(source, Source):
+        if env is not None or data is not None or options:
+            raise ConfigError("give either a source, or env= and data= with their options, not both.")
+        return source, _raw(getattr(source, "env", None))
+    if isinstance(source, (Dataset, str, Path)):
+        data = source if data is None else data
+    elif source is not None:
+        env = source
+    dataset = load_data(data)
+    if env is None:
+        if dataset is None:
+            raise ConfigError("learn() needs something to learn from: a source, env=... or data=...")
+        if learner.on_policy:
+            raise ConfigError(f"{slug_of(learner)} learns from its own actions, so it needs env=..., not only a log.")
+        return DatasetSource(dataset, **({"batch_size": _batch_size(learner)} | options)), _home(dataset)
+    num_envs = options.get("num_envs", getattr(learner, "num_envs", 1))
+    world = make(env, num_envs=num_envs) if not isinstance(env, (Env, HostEnv)) else env
+    if learner.on_policy:
+        if dataset is not None:
+            raise ConfigError(f"{slug_of(learner)} learns from its own actions; it cannot mix in a log.")
+        defaults = {"num_envs": num_envs, "length": getattr(learner, "rollout_length", 128)}
+        return Rollouts(world, **(defaults | options)), world
+    defaults = {"batch_size": _batch_size(learner), "prefill": dataset, "mix": 0.5 if mix is None else mix}
+    return Replay(world, **(defaults | options)), world
+
+
+def _batch_size(learner: Learner) -> int:
+    return int(getattr(learner, "batch_size", 256))
+
+
+def _raw(env: Any) -> Env | HostEnv | None:
+    """The world inside its canonical form."""
+    return getattr(env, "env", env)
+
+
+def _home(dataset: Dataset) -> Env | HostEnv | None:
+    """The world a standard data set was made in."""
+    task = dataset.meta.get("task") if dataset.meta else None
+    return make(task) if isinstance(task, str) and dataset.meta.get("maker") is not None else None
+
+
+def describe(learner: Learner, source: Source, env: Any) -> dict[str, Any]:
+    """Method, hyperparameters and source as plain data, for the record of a run."""
+    plain = {k: _plain(v) for k, v in hyperparameters(learner).items()}
+    fields = {k: _plain(v) for k, v in hyperparameters(source).items() if not isinstance(v, (Env, HostEnv))}
+    return {
+        "method": slug_of(learner),
+        "hyperparameters": plain,
+        "source": {"kind": type(source).__name__}
+        | {k: v for k, v in fields.items() if isinstance(v, (int, float, str, bool, type(None)))},
+        "env": env if isinstance(env, str) else (type(env).__name__ if env is not None else None),
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    return float(value) if getattr(value, "ndim", None) == 0 else str(type(value).__name__)

@@ -1,0 +1,283 @@
+"""Sources that act: fresh roll-outs, and a replay buffer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from habitus.core.errors import ConfigError
+from habitus.core.experience import Transition, flatten_time
+from habitus.core.protocols import Env, HostEnv, Policy, Source, require
+from habitus.core.spec import Spec
+from habitus.core.trees import Metrics
+from habitus.data.dataset import Dataset
+from habitus.envs.registry import canonical
+from habitus.train.buffer import Buffer
+from habitus.train.collect import Collection, HostCollector, collect, start
+from habitus.train.host import HostBuffer
+
+
+class Uniform(Policy):
+    """Uniformly random canonical actions, for warming up; keeps another policy's carry untouched."""
+
+    shape: tuple[int, ...] = eqx.field(static=True)
+    sizes: tuple[int, ...] = eqx.field(static=True)
+    like: Policy
+
+    @classmethod
+    def over(cls, spec: Spec, like: Policy) -> Uniform:
+        """For the actions of `spec`, with the carry of `like`."""
+        if spec.discrete:
+            return cls((), (spec.num_actions,), like)
+        sizes = tuple(int(n) for n in spec.action_space.nvec.ravel()) if spec.multi_discrete else ()  # type: ignore[attr-defined]
+        return cls(spec.action_shape, sizes, like)
+
+    def init(self) -> Any:
+        return self.like.init()
+
+    def __call__(self, obs: Any, carry: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
+        if self.sizes:
+            highs = jnp.asarray(self.sizes).reshape(self.shape)
+            return jax.random.randint(key, self.shape, 0, highs).astype(jnp.int32), carry
+        return jax.random.uniform(key, self.shape, minval=-1.0, maxval=1.0), carry
+
+
+class Rollouts(Source):
+    """Fresh on-policy experience: each draw is `length` steps of `num_envs` copies of a world.
+
+    A batch is a `Transition` with leading axes [length, num_envs].
+    """
+
+    env: Env | HostEnv
+    num_envs: int
+    length: int
+
+    def __init__(self, env: Env | HostEnv, num_envs: int = 8, length: int = 128):
+        """Args:
+            env: a world in the user's spaces; it is put into canonical form here.
+            num_envs: copies stepped together; a host world says so itself.
+            length: steps of each copy in one draw.
+
+        Raises:
+            ConfigError: if a count is not positive.
+        """
+        require(num_envs > 0 and length > 0, "Rollouts needs num_envs and length above 0.")
+        self.env = canonical(env)
+        self.num_envs = self.env.num_envs if isinstance(self.env, HostEnv) else num_envs
+        self.length = length
+
+    @property
+    def pure(self) -> bool:
+        return self.env.pure
+
+    @property
+    def spec(self) -> Spec:
+        return self.env.spec
+
+    def init(self, explorer: Policy, key: PRNGKeyArray) -> Any:
+        if isinstance(self.env, HostEnv):
+            return HostCollector(self.env, explorer, _seed(key))
+        return start(self.env, self.num_envs, explorer, key)
+
+    def draw(self, state: Any, explorer: Policy, key: PRNGKeyArray) -> tuple[Any, Transition]:
+        if isinstance(state, HostCollector):
+            rows = [state.step(explorer) for _ in range(self.length)]
+            return state, jax.tree.map(lambda *xs: np.stack(xs), *rows)
+        return collect(self.env, state, explorer, key, self.length)
+
+    def draws(self, steps: int) -> int:
+        return -(-steps // (self.num_envs * self.length))
+
+    def steps(self, draws: int) -> int:
+        return draws * self.num_envs * self.length
+
+    def report(self, state: Any) -> tuple[Any, Metrics]:
+        if isinstance(state, HostCollector):
+            return state, state.report()
+        tally, metrics = state.tally.report()
+        return Collection(state.env_state, state.obs, state.carry, tally), metrics
+
+    def snapshot(self, state: Any) -> Any:
+        return {"tick": np.asarray(state.tick)} if isinstance(state, HostCollector) else state
+
+    def restore(self, state: Any, saved: Any) -> Any:
+        if isinstance(state, HostCollector):
+            state.tick = int(saved["tick"])
+            return state
+        return saved
+
+
+class ReplayState(eqx.Module):
+    """What a compiled `Replay` remembers."""
+
+    collection: Collection
+    buffer: Buffer
+
+
+class Replay(Source):
+    """A uniform ring buffer fed by the explorer, optionally mixed with a log.
+
+    A batch is a `Transition` of `batch_size` rows. `updates_per_step` counts updates for each
+    environment step, whatever the number of copies.
+    """
+
+    env: Env | HostEnv
+    prefill: Dataset | None
+    logged: Transition | None
+    batch_size: int
+    capacity: int
+    num_envs: int
+    warmup: int
+    updates_per_step: float
+    mix: float
+
+    def __init__(
+        self,
+        env: Env | HostEnv,
+        batch_size: int = 256,
+        capacity: int = 1_000_000,
+        num_envs: int = 1,
+        warmup: int = 1_000,
+        updates_per_step: float = 1.0,
+        prefill: Dataset | None = None,
+        mix: float = 0.5,
+    ):
+        """Args:
+            env: a world in the user's spaces.
+            batch_size: rows in a batch.
+            capacity: rows kept; rounded down to a multiple of `num_envs`.
+            num_envs: copies stepped together; a host world says so itself.
+            warmup: uniformly random environment steps before the first update.
+            updates_per_step: updates for each environment step.
+            prefill: a log to mix in.
+            mix: share of each batch that comes from `prefill`.
+
+        Raises:
+            ConfigError: if a number is out of its domain.
+            SpaceMismatch: if the log and the world differ in their spaces.
+        """
+        self.env = canonical(env)
+        self.num_envs = self.env.num_envs if isinstance(self.env, HostEnv) else num_envs
+        self.batch_size, self.warmup = batch_size, max(warmup, self.num_envs)
+        self.capacity = capacity // self.num_envs * self.num_envs
+        self.updates_per_step, self.mix = updates_per_step, mix if prefill is not None else 0.0
+        require(batch_size > 0 and self.num_envs > 0, "Replay needs batch_size and num_envs above 0.")
+        require(self.capacity >= self.warmup, f"capacity {capacity} is below warmup {warmup}; raise it.")
+        require(updates_per_step > 0, "updates_per_step must be above 0.")
+        require(0 <= mix <= 1, f"mix is a share of the batch, in [0, 1], but is {mix}.")
+        self._ratio()
+        self.prefill = self.logged = None
+        if prefill is not None:
+            env.spec.check_same(prefill.spec, "the log")
+            self.prefill = prefill.canonical()
+            self.logged = jax.tree.map(jnp.asarray, self.prefill.transitions(slice(None)))
+
+    def _ratio(self) -> tuple[int, int]:
+        """Vectorised environment steps, and updates, in one draw."""
+        updates = self.updates_per_step * self.num_envs
+        steps, repeats = (1, round(updates)) if updates >= 1 else (round(1 / updates), 1)
+        if abs(repeats / steps - updates) > 1e-6:
+            raise ConfigError(
+                f"updates_per_step * num_envs = {updates:g} must be a whole number or one over a whole number."
+            )
+        return steps, repeats
+
+    @property
+    def pure(self) -> bool:
+        return self.env.pure
+
+    @property
+    def spec(self) -> Spec:
+        own = self.env.spec
+        return Spec(own.observation_space, own.action_space, own.horizon, self.prefill)
+
+    @property
+    def updates_per_draw(self) -> int:
+        return self._ratio()[1]
+
+    def draws(self, steps: int) -> int:
+        per_draw = self._ratio()[0] * self.num_envs
+        if steps <= self.warmup:
+            raise ConfigError(f"steps={steps} ends before the {self.warmup} warm-up steps do; raise steps or lower warmup.")
+        return -(-(steps - self.warmup) // per_draw)
+
+    def steps(self, draws: int) -> int:
+        return self.warmup + draws * self._ratio()[0] * self.num_envs
+
+    def init(self, explorer: Policy, key: PRNGKeyArray) -> Any:
+        uniform = Uniform.over(self.spec, explorer)
+        blocks = -(-self.warmup // self.num_envs)
+        if isinstance(self.env, HostEnv):
+            state = HostReplayState(HostCollector(self.env, explorer, _seed(key)), HostBuffer(self.spec, self.capacity))
+            for _ in range(blocks):
+                state.buffer.add(state.collector.step(uniform))
+            return state
+        start_key, warm_key = jax.random.split(key)
+        collection = start(self.env, self.num_envs, explorer, start_key)
+        collection, rows = collect(self.env, collection, uniform, warm_key, blocks)
+        buffer = Buffer.empty(self.spec, self.capacity)
+        return ReplayState(collection, buffer.add(jax.tree.map(lambda x: x[: self.capacity], flatten_time(rows))))
+
+    def draw(self, state: Any, explorer: Policy, key: PRNGKeyArray) -> tuple[Any, Transition]:
+        steps, repeats = self._ratio()
+        if isinstance(state, HostReplayState):
+            for _ in range(steps):
+                state.buffer.add(state.collector.step(explorer))
+            state.collector.plan(explorer)
+            return state, self._batch(key, repeats, state.buffer.sample)
+        act_key, sample_key = jax.random.split(key)
+        collection, rows = collect(self.env, state.collection, explorer, act_key, steps)
+        buffer = state.buffer.add(flatten_time(rows))
+        return ReplayState(collection, buffer), self._batch(sample_key, repeats, buffer.sample)
+
+    def _batch(self, key: PRNGKeyArray, repeats: int, sample: Any) -> Transition:
+        """`repeats` batches, each mixed from the buffer and the log."""
+        logged = round(self.mix * self.batch_size)
+        own_key, log_key = jax.random.split(key)
+        batch = sample(own_key, repeats * (self.batch_size - logged))
+        shape = (repeats, -1) if repeats > 1 else (-1,)
+        batch = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), batch)
+        if self.logged is not None and logged:
+            rows = jax.random.randint(log_key, (repeats, logged) if repeats > 1 else (logged,), 0, self.logged.size)
+            axis = len(shape) - 1
+            batch = jax.tree.map(lambda a, b: jnp.concatenate([a, b[rows]], axis), batch, self.logged)
+        return batch
+
+    def report(self, state: Any) -> tuple[Any, Metrics]:
+        if isinstance(state, HostReplayState):
+            return state, state.collector.report()
+        tally, metrics = state.collection.tally.report()
+        return eqx.tree_at(lambda s: s.collection.tally, state, tally), metrics
+
+    def snapshot(self, state: Any) -> Any:
+        if isinstance(state, HostReplayState):
+            return {"tick": np.asarray(state.collector.tick), "buffer": state.buffer.arrays()}
+        return state
+
+    def restore(self, state: Any, saved: Any) -> Any:
+        if isinstance(state, HostReplayState):
+            state.collector.tick = int(saved["tick"])
+            state.buffer.load(saved["buffer"])
+            return state
+        return saved
+
+
+class HostReplayState:
+    """What a `Replay` of a host world remembers; changes in place."""
+
+    def __init__(self, collector: HostCollector, buffer: HostBuffer):
+        self.collector, self.buffer = collector, buffer
+
+
+def _seed(key: PRNGKeyArray) -> int:
+    return int(jax.random.randint(key, (), 0, 2**31 - 1))
+
+
+def reward_scale(batch: Transition, scale: float | Float[Array, ""]) -> Transition:
+    """The same batch with scaled rewards."""
+    return eqx.tree_at(lambda b: b.reward, batch, batch.reward * scale)

@@ -1,0 +1,210 @@
+"""Gymnasium's environments, as worlds that run in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import gymnasium
+import jax
+import numpy as np
+from gymnasium import spaces
+
+from habitus.core.errors import ConfigError, HabitusError, MissingExtra, SpaceMismatch
+from habitus.core.experience import Action, Obs, Step
+from habitus.core.protocols import HostEnv, require
+from habitus.envs.wrappers import canonical_spaces
+
+Factory = Callable[[], gymnasium.Env]
+
+
+class GymnasiumEnv(HostEnv):
+    """Copies of one Gymnasium environment, stepped one after the other in this process.
+
+    Ends of episodes are handled here and not by Gymnasium's vector environments, whose way of
+    resetting differs between its versions. Observations of Dict and Tuple spaces are dicts and tuples
+    of arrays [num_envs, ...]. `Step.info["success"]` is there if the environment reports `success`
+    or `is_success`.
+
+    Attributes:
+        copies: the environments.
+    """
+
+    def __init__(self, env: str | gymnasium.Env | Factory, num_envs: int = 1, **kwargs: Any):
+        """Args:
+            env: an id, a function that makes an environment, or one environment.
+            num_envs: number of copies.
+            kwargs: for `gymnasium.make`, with an id.
+
+        Raises:
+            ConfigError: if an argument is out of its domain, or copies are asked for of one object.
+            SpaceMismatch: if a space has no canonical form.
+            MissingExtra: if the environment needs an optional dependency.
+        """
+        require(num_envs > 0, f"num_envs must be above 0, but is {num_envs}.")
+        self.copies = _copies(env, num_envs, kwargs)
+        self.num_envs = num_envs
+        self.observation_space = self.copies[0].observation_space
+        self.action_space = self.copies[0].action_space
+        self.horizon = _horizon(self.copies[0])
+        _ = self.spec  # raises now, and not at the first step, if a space has no canonical form
+        self._action_shape = (num_envs, *(self.action_space.shape or ()))
+        self._action_kind = "f" if isinstance(self.action_space, spaces.Box) else "iu"
+
+    def reset(self, seed: int) -> Obs:
+        seeds = np.random.SeedSequence(seed).generate_state(self.num_envs).tolist()
+        first = [env.reset(seed=s)[0] for env, s in zip(self.copies, seeds, strict=True)]
+        return _batch(self.observation_space, first)
+
+    def step(self, action: Action) -> tuple[Step, Obs]:
+        reward = np.empty(self.num_envs, np.float32)
+        terminated, truncated = np.empty(self.num_envs, bool), np.empty(self.num_envs, bool)
+        after, first, success = [], [], []
+        for i, (env, own_action) in enumerate(zip(self.copies, self._split(action), strict=True)):
+            obs, reward[i], ended, cut, info = env.step(own_action)
+            # A time limit that strikes together with a termination cuts nothing off.
+            terminated[i], truncated[i] = ended, cut and not ended
+            if info:
+                success.append(info.get("success", info.get("is_success")))
+            if ended or cut:
+                after.append(deepcopy(obs))  # resetting may overwrite it
+                first.append(env.reset()[0])
+            else:
+                after.append(obs)
+                first.append(obs)
+        successor = _batch(self.observation_space, after)
+        over = terminated.any() or truncated.any()
+        known = len(success) == self.num_envs and None not in success
+        step = Step(successor, reward, terminated, truncated, {"success": np.array(success, bool)} if known else {})
+        return step, _batch(self.observation_space, first) if over else successor
+
+    def close(self) -> None:
+        for env in self.copies:
+            env.close()
+
+    def _split(self, action: Action) -> Any:
+        """One action for each copy."""
+        action = np.asarray(action)
+        if action.shape != self._action_shape or action.dtype.kind not in self._action_kind:
+            raise SpaceMismatch(
+                f"the actions have shape {action.shape} and dtype {action.dtype}, but {self.num_envs} copies of "
+                f"{self.action_space} need shape {self._action_shape} "
+                f"and {'real numbers' if self._action_kind == 'f' else 'integers'}."
+            )
+        if action.ndim == 1 and self._action_kind != "f":
+            return action.tolist()  # Python integers are quickest for environments to look at
+        return action.astype(self.action_space.dtype, copy=False)
+
+
+class HostCanonical(HostEnv):
+    """A world that runs in Python as learners see it: in the canonical form of `Spec`.
+
+    Attributes:
+        env: the world in the user's spaces.
+    """
+
+    def __init__(self, env: HostEnv):
+        self.env, self.num_envs, self.horizon = env, env.num_envs, env.horizon
+        spec = env.spec
+        self.observation_space, self.action_space = canonical_spaces(spec)
+        space = env.observation_space
+        self._plain = isinstance(space, (spaces.Box, spaces.Discrete))
+        self._start = int(space.start) if isinstance(space, spaces.Discrete) else 0
+        self._shape, self._dtype = (self.num_envs, *spec.obs_shape), spec.obs_dtype
+        self._encode = jax.jit(jax.vmap(spec.encode_obs))
+        own = env.action_space
+        self._kind = "f" if spec.continuous else "iu"
+        if isinstance(own, spaces.Box):
+            low, high = (own.low, own.high) if spec.bounded else (-np.ones(own.shape), np.ones(own.shape))
+            self._bounded = spec.bounded
+            self._centre = ((high + low) / 2).astype(np.float32)
+            self._half = ((high - low) / 2).astype(np.float32)
+
+    def reset(self, seed: int) -> np.ndarray:
+        return self._obs(self.env.reset(seed))
+
+    def step(self, action: np.ndarray) -> tuple[Step, np.ndarray]:
+        step, first = self.env.step(self._action(np.asarray(action)))
+        successor = self._obs(step.obs)
+        following = successor if first is step.obs else self._obs(first)
+        return Step(successor, step.reward, step.terminated, step.truncated, step.info), following
+
+    def close(self) -> None:
+        self.env.close()
+
+    def _obs(self, obs: Obs) -> np.ndarray:
+        if not self._plain:
+            return np.asarray(self._encode(obs))
+        if self._start:
+            obs = obs - self._start
+        return obs.astype(self._dtype, copy=False).reshape(self._shape)
+
+    def _action(self, action: np.ndarray) -> np.ndarray:
+        wanted = (self.num_envs, *(self.action_space.shape or ()))
+        if action.shape != wanted or action.dtype.kind not in self._kind:
+            raise SpaceMismatch(
+                f"the canonical actions have shape {action.shape} and dtype {action.dtype}, but need {wanted} "
+                f"and {'real numbers' if self._kind == 'f' else 'integers'}."
+            )
+        own = self.env.action_space
+        if isinstance(own, spaces.Discrete):
+            return action + own.start if own.start else action
+        if isinstance(own, spaces.Box):
+            if self._bounded:
+                action = np.minimum(np.maximum(action, -1.0), 1.0)
+            return self._centre + self._half * action.reshape(self.num_envs, *own.shape)
+        return action.reshape(self.num_envs, *(own.shape or ()))
+
+
+def _copies(env: str | gymnasium.Env | Factory, num_envs: int, kwargs: dict[str, Any]) -> list[gymnasium.Env]:
+    if isinstance(env, str):
+        return [_registered(env, kwargs) for _ in range(num_envs)]
+    if kwargs:
+        raise ConfigError(f"{', '.join(kwargs)} can only be given with an id; set it when making the environment.")
+    if isinstance(env, gymnasium.Env):
+        if num_envs > 1:
+            raise ConfigError("one environment cannot be stepped as several; give its id or a function that makes it.")
+        return [env]
+    if not callable(env):
+        raise SpaceMismatch(f"a world is wanted, but this is a {type(env).__name__}, which is neither that nor a name.")
+    copies = [env() for _ in range(num_envs)]
+    for made in copies:
+        if not isinstance(made, gymnasium.Env):
+            raise SpaceMismatch(f"the function should make a gymnasium.Env, but it returned a {type(made).__name__}.")
+    if len({id(made.unwrapped) for made in copies}) < num_envs:
+        raise ConfigError("the function returns the same environment each time; it must make a new one.")
+    return copies
+
+
+def _registered(name: str, kwargs: dict[str, Any]) -> gymnasium.Env:
+    try:
+        return gymnasium.make(name, disable_env_checker=True, **kwargs)
+    except gymnasium.error.DependencyNotInstalled as error:
+        if "mujoco" in str(error).lower():
+            raise MissingExtra(name, "mujoco") from error
+        raise HabitusError(f"{name} needs something that is not installed: {error}") from error
+    except TypeError as error:
+        raise ConfigError(f"{name} cannot be made with {kwargs}: {error}") from error
+
+
+def _horizon(env: gymnasium.Env) -> int | None:
+    """The time limit: of the wrapper if there is one, else of the registered specification."""
+    layer = env
+    while isinstance(layer, gymnasium.Wrapper):
+        if isinstance(layer, gymnasium.wrappers.TimeLimit):
+            return int(layer._max_episode_steps)
+        layer = layer.env
+    return None
+
+
+def _batch(space: gymnasium.Space, parts: list[Any]) -> Any:
+    """Observations of several copies as arrays [num_envs, ...], owning their memory."""
+    if isinstance(space, spaces.Dict):
+        return {name: _batch(inner, [part[name] for part in parts]) for name, inner in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_batch(inner, [part[i] for part in parts]) for i, inner in enumerate(space.spaces))
+    batch = np.array(parts, space.dtype)
+    if batch.shape[1:] != space.shape:
+        raise SpaceMismatch(f"the environment shows observations of shape {batch.shape[1:]}, but declares {space}.")
+    return batch

@@ -1,0 +1,95 @@
+"""Worlds by name: the built-in ones, gymnax's, and whatever Gymnasium knows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+
+from habitus.core.errors import ConfigError, SpaceMismatch, UnknownName, suggest
+from habitus.core.protocols import Env, HostEnv
+from habitus.envs.adapters.gymnasium import GymnasiumEnv, HostCanonical
+from habitus.envs.worlds.acrobot import Acrobot
+from habitus.envs.worlds.bit_flip import BitFlip
+from habitus.envs.worlds.cartpole import CartPole
+from habitus.envs.worlds.four_rooms import FourRooms
+from habitus.envs.worlds.mountaincar_continuous import MountainCarContinuous
+from habitus.envs.worlds.pendulum import Pendulum
+from habitus.envs.worlds.pointmaze import PointMaze
+from habitus.envs.wrappers import Canonical, TimeLimit
+
+# Name, class, and the time limit: steps, or the field of the world that holds them.
+BUILT_IN: dict[str, tuple[type[Env], int | str]] = {
+    "pendulum": (Pendulum, 200),
+    "cartpole": (CartPole, 500),
+    "mountaincar-continuous": (MountainCarContinuous, 999),
+    "acrobot": (Acrobot, 500),
+    "pointmaze": (PointMaze, 200),
+    "four-rooms": (FourRooms, "limit"),
+    "bit-flip": (BitFlip, "bits"),
+}
+
+World = str | Env | HostEnv | gymnasium.Env | Callable[[], gymnasium.Env]
+
+
+def names() -> list[str]:
+    """Names of the built-in worlds."""
+    return list(BUILT_IN)
+
+
+def make(world: World, num_envs: int = 1, **kwargs: Any) -> Env | HostEnv:
+    """A world, in the user's spaces.
+
+    Args:
+        world: a built-in name (see `names`), `gymnax:<id>`, any Gymnasium id, an environment of
+            habitus or Gymnasium, or a function that makes one of Gymnasium's.
+        num_envs: copies stepped together; only for worlds that run in Python, as compiled ones are
+            copied by whoever maps over them.
+        kwargs: parameters of the world; `max_episode_steps` replaces its time limit.
+
+    Raises:
+        UnknownName: if nothing has this name; says what is near.
+        ConfigError: if the world has no such parameter.
+        MissingExtra: if it needs an optional dependency.
+    """
+    if isinstance(world, (Env, HostEnv)):
+        if kwargs:
+            raise ConfigError(f"{type(world).__name__} is made already; give {', '.join(kwargs)} when making it.")
+        return world
+    if not isinstance(world, str):
+        return GymnasiumEnv(world, num_envs, **kwargs)
+    if world in BUILT_IN:
+        return _built_in(world, **kwargs)
+    if world.startswith("gymnax:"):
+        from habitus.envs.adapters.gymnax import GymnaxEnv
+
+        return GymnaxEnv.make(world.removeprefix("gymnax:"), **kwargs)
+    try:
+        return GymnasiumEnv(world, num_envs, **kwargs)
+    except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv):
+        known = names() + list(gymnasium.registry)
+        raise UnknownName(f"no world is called {world!r}: {suggest(world, known)}") from None
+
+
+def canonical(env: Env | HostEnv) -> Env | HostEnv:
+    """The world as learners see it: `Canonical`, or `HostCanonical` for one that runs in Python."""
+    if isinstance(env, (Canonical, HostCanonical)):
+        return env
+    if isinstance(env, HostEnv):
+        return HostCanonical(env)
+    if isinstance(env, Env):
+        return Canonical(env)
+    raise SpaceMismatch(f"a world is wanted, but this is a {type(env).__name__}; pass it through habitus.make first.")
+
+
+def _built_in(name: str, max_episode_steps: int | None = None, **parameters: Any) -> Env:
+    kind, limit = BUILT_IN[name]
+    known = [field.name for field in dataclasses.fields(kind)]
+    for given in parameters:
+        if given not in known:
+            raise ConfigError(f"{name} has no parameter {given!r}: {suggest(given, known)}")
+    world = kind(**parameters)
+    own_limit = getattr(world, limit) if isinstance(limit, str) else limit
+    return TimeLimit(world, max_episode_steps or own_limit)

@@ -236,7 +236,7 @@ class Spec:
         """A canonical action, in the user's space; real actions are clipped to the bounds."""
         space = self.action_space
         if self.discrete:
-            return jnp.asarray(action + int(space.start), space.dtype)  # type: ignore[attr-defined]
+            return jnp.asarray(action, jnp.int32) + int(space.start)  # type: ignore[attr-defined]
         if self.multi_discrete:
             return jnp.asarray(action, jnp.int32).reshape(space.shape)
         centre, half = self._affine()

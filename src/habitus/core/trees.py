@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
@@ -27,6 +28,16 @@ class Shared(eqx.Module):
 def is_shared(x: Any) -> bool:
     """Whether `x` is a `Shared` node, for use as `is_leaf`."""
     return isinstance(x, Shared)
+
+
+def is_array(x: Any) -> bool:
+    """Whether `x` is an array of JAX or NumPy."""
+    return isinstance(x, (jax.Array, np.ndarray))
+
+
+def to_numpy(tree: T) -> T:
+    """The same tree with its arrays on the host."""
+    return jax.tree.map(lambda x: np.asarray(x) if is_array(x) else x, tree)
 
 
 def copy(tree: T) -> T:
@@ -53,7 +64,7 @@ def batch_size(tree: PyTree) -> int:
 
 def take(tree: T, index: Any) -> T:
     """`leaf[index]` for every array leaf."""
-    return jax.tree.map(lambda x: x[index] if eqx.is_array(x) else x, tree)
+    return jax.tree.map(lambda x: x[index] if is_array(x) else x, tree)
 
 
 def split_like(key: PRNGKeyArray, n: int) -> PRNGKeyArray:

@@ -44,9 +44,13 @@ class Normal(Distribution):
     def sample(self, key: PRNGKeyArray) -> Float[Array, "actions"]:
         return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape)
 
-    def log_prob(self, action: Float[Array, "actions"]) -> Float[Array, ""]:
+    def log_prob_each(self, action: Float[Array, "actions"]) -> Float[Array, "actions"]:
+        """Log density of each dimension."""
         z = (action - self.mean) * jnp.exp(-self.log_std)
-        return -(0.5 * z**2 + self.log_std + 0.5 * LOG_2PI).sum()
+        return -(0.5 * z**2 + self.log_std + 0.5 * LOG_2PI)
+
+    def log_prob(self, action: Float[Array, "actions"]) -> Float[Array, ""]:
+        return self.log_prob_each(action).sum()
 
     def mode(self) -> Float[Array, "actions"]:
         return self.mean
@@ -73,11 +77,14 @@ class TanhNormal(Distribution):
         """One draw of `u`, before squashing."""
         return self.base.sample(key)
 
+    def log_prob_pre_each(self, pre: Float[Array, "actions"]) -> Float[Array, "actions"]:
+        """Log density of each dimension of the action `tanh(pre)`."""
+        # log(1 - tanh(u)^2), in the form that neither overflows nor cancels
+        return self.base.log_prob_each(pre) - 2 * (LOG_2 - pre - jax.nn.softplus(-2 * pre))
+
     def log_prob_pre(self, pre: Float[Array, "actions"]) -> Float[Array, ""]:
         """Log density of the action `tanh(pre)`."""
-        # log(1 - tanh(u)^2), in the form that neither overflows nor cancels
-        slope = 2 * (LOG_2 - pre - jax.nn.softplus(-2 * pre))
-        return self.base.log_prob(pre) - slope.sum()
+        return self.log_prob_pre_each(pre).sum()
 
     def sample(self, key: PRNGKeyArray) -> Float[Array, "actions"]:
         return jnp.tanh(self.sample_pre(key))

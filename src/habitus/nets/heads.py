@@ -125,6 +125,7 @@ class TanhGaussianActor(eqx.Module):
     """One observation to a squashed Gaussian whose spread depends on the state."""
 
     net: ObsNet
+    size: int = eqx.field(static=True)
     log_std_range: tuple[float, float] = eqx.field(static=True)
 
     def __init__(
@@ -132,7 +133,7 @@ class TanhGaussianActor(eqx.Module):
     ):
         spec.require("bounded", "a squashed Gaussian actor")
         self.net = ObsNet(spec, hidden, 2 * spec.action_size, key)
-        self.log_std_range = log_std_range
+        self.size, self.log_std_range = spec.action_size, log_std_range
 
     def __call__(self, obs: Array) -> TanhNormal:
         mean, log_std = jnp.split(self.net(obs), 2)

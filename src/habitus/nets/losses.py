@@ -63,3 +63,13 @@ def prepare_round(
     flat = flatten_time(rollout)
     log_prob = jax.vmap(lambda o, a: actor(o).log_prob(a))(flat.obs, flat.action)
     return Round(flat.obs, flat.action, log_prob, advantage.ravel(), value.ravel(), target.ravel())
+
+
+def tsallis_log(log_p: Float[Array, "*shape"], q: float) -> Float[Array, "*shape"]:
+    """`log_q p = (p^(q-1) - 1) / (q - 1)` from `log p`; the logarithm itself at q = 1.
+
+    Elsewhere `p` is floored at 1e-6, below which the power of a small density would explode.
+    """
+    if q == 1.0:
+        return log_p
+    return jnp.expm1((q - 1) * jnp.maximum(log_p, jnp.log(1e-6))) / (q - 1)

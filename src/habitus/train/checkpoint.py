@@ -7,13 +7,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from habitus.core.errors import CheckpointError
+from habitus.core.trees import is_array
 
 
 def to_host(tree: PyTree) -> list[np.ndarray]:
@@ -25,7 +25,7 @@ def to_host(tree: PyTree) -> list[np.ndarray]:
         # a copy, as the original's buffer is donated to the next chunk while this is being written
         return np.array(x, copy=True)
 
-    return [one(x) for x in jax.tree.leaves(tree) if eqx.is_array(x) or isinstance(x, np.ndarray)]
+    return [one(x) for x in jax.tree.leaves(tree) if is_array(x)]
 
 
 def from_host(tree: PyTree, leaves: list[np.ndarray]) -> PyTree:
@@ -33,7 +33,7 @@ def from_host(tree: PyTree, leaves: list[np.ndarray]) -> PyTree:
     queue = iter(leaves)
 
     def one(x: Any) -> Any:
-        if not (eqx.is_array(x) or isinstance(x, np.ndarray)):
+        if not is_array(x):
             return x
         new = next(queue)
         if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):

@@ -15,7 +15,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from habitus.core.protocols import Learner, Policy, Source
 from habitus.core.spec import Spec
-from habitus.core.trees import Metrics, is_shared, take
+from habitus.core.trees import Metrics, is_shared, take, to_numpy
 from habitus.train.checkpoint import from_host, to_host
 
 NEVER = np.iinfo(np.int32).max
@@ -200,7 +200,7 @@ class PureEngine:
 
     def learner_state(self, i: int) -> PyTree:
         """The learner's state of the i-th seed, on the host."""
-        own = take(jax.tree.map(lambda x: np.asarray(x) if eqx.is_array(x) else x, self.own.learner), i)
+        own = take(to_numpy(self.own.learner), i)
         return eqx.combine(own, self.rest[2].learner)
 
     def policy(self, i: int) -> Policy:
@@ -267,7 +267,7 @@ class HostEngine:
 
     def learner_state(self, i: int) -> PyTree:
         """The learner's state."""
-        return jax.tree.map(lambda x: np.asarray(x) if eqx.is_array(x) else x, self.state)
+        return to_numpy(self.state)
 
     def policy(self, i: int) -> Policy:
         """The policy, in canonical spaces."""

@@ -16,7 +16,9 @@ from habitus.core.protocols import Env, HostEnv, Policy, Source, require
 from habitus.core.spec import Spec
 from habitus.core.trees import Metrics
 from habitus.data.dataset import Dataset
+from habitus.envs.adapters.gymnasium import HostCanonical
 from habitus.envs.registry import canonical
+from habitus.envs.wrappers import Canonical
 from habitus.train.buffer import Buffer
 from habitus.train.collect import Collection, HostCollector, collect, start
 from habitus.train.host import HostBuffer
@@ -53,7 +55,7 @@ class Rollouts(Source):
     A batch is a `Transition` with leading axes [length, num_envs].
     """
 
-    env: Env | HostEnv
+    env: Canonical | HostCanonical
     num_envs: int
     length: int
 
@@ -77,7 +79,7 @@ class Rollouts(Source):
 
     @property
     def spec(self) -> Spec:
-        return self.env.spec
+        return self.env.env.spec
 
     def init(self, explorer: Policy, key: PRNGKeyArray) -> Any:
         if isinstance(self.env, HostEnv):
@@ -126,7 +128,7 @@ class Replay(Source):
     environment step, whatever the number of copies.
     """
 
-    env: Env | HostEnv
+    env: Canonical | HostCanonical
     prefill: Dataset | None
     logged: Transition | None
     batch_size: int
@@ -173,7 +175,7 @@ class Replay(Source):
         self._ratio()
         self.prefill = self.logged = None
         if prefill is not None:
-            env.spec.check_same(prefill.spec, "the log")
+            self.env.env.spec.check_same(prefill.spec, "the log")
             self.prefill = prefill.canonical()
             self.logged = jax.tree.map(jnp.asarray, self.prefill.transitions(slice(None)))
 
@@ -193,7 +195,7 @@ class Replay(Source):
 
     @property
     def spec(self) -> Spec:
-        own = self.env.spec
+        own = self.env.env.spec
         return Spec(own.observation_space, own.action_space, own.horizon, self.prefill)
 
     @property

@@ -76,6 +76,7 @@ class Dataset:
         observation_space: spaces.Space | None = None,
         action_space: spaces.Space | None = None,
         meta: dict[str, Any] | None = None,
+        validate: bool = True,
     ) -> Dataset:
         """A data set from columns of equal length; what is left out is inferred.
 
@@ -86,16 +87,17 @@ class Dataset:
         Successors: taken from the next row. The last row of an episode that does not terminate then
         has none and is dropped, reward and all, and the row before it becomes the truncated one;
         `meta["dropped_rows"]` counts them.
+        The values are looked at for defects unless `validate` is False.
 
         Raises:
             DataError: naming rows, field and remedy, if anything is malformed.
         """
         from habitus.data.validate import check  # which needs this class
 
-        obs, next_obs = (jax.tree.map(np.asarray, x) for x in (obs, next_obs))
-        action, reward, terminated = np.asarray(action), np.asarray(reward), np.asarray(terminated)
+        obs, next_obs = (jax.tree.map(np.asanyarray, x) for x in (obs, next_obs))  # which keeps memory maps
+        action, reward, terminated = np.asanyarray(action), np.asanyarray(reward), np.asanyarray(terminated)
         columns = {"obs": obs, "next_obs": obs if next_obs is None else next_obs, "action": action}
-        columns["reward"] = reward.astype(np.float32) if reward.dtype.kind in "iuf" else reward
+        columns["reward"] = reward.astype(np.float32, copy=False) if reward.dtype.kind in "iuf" else reward
         columns["terminated"] = _booleans(terminated)
         columns["truncated"] = np.zeros_like(columns["terminated"]) if truncated is None else _booleans(truncated)
         bounds = np.zeros(1, np.int64) if starts is None else np.asarray(starts)
@@ -116,7 +118,7 @@ class Dataset:
             made = made._sealed()
         if next_obs is None:
             made = made._with_successors()
-        raise_errors(check(made), made.name)
+        raise_errors(check(made) if validate else [], made.name)
         return made
 
     # --- size and episodes
@@ -310,7 +312,7 @@ class Dataset:
 
 def _booleans(column: Any) -> np.ndarray:
     """Flags as booleans where they are 0 and 1; anything else is left for the checks to name."""
-    column = np.asarray(column)
+    column = np.asanyarray(column)
     zero_one = column.dtype.kind in "iuf" and bool(np.isin(column, (0, 1)).all())
     return column.astype(bool) if zero_one else column
 

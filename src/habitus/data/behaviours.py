@@ -1,0 +1,82 @@
+"""Controllers written by hand, whose roll-outs are the standard data sets that need no learning."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from habitus.core.protocols import Policy
+from habitus.envs.worlds.pointmaze import PointMaze
+
+
+class SwingUp(Policy):
+    """Pumps energy into the pendulum until it rises, then holds it there (Astrom and Furuta, 2000).
+
+    With the angle from upright t and its rate w, the energy w^2/6 + 5 cos t is 5 at rest upright.
+    """
+
+    stiffness: float = 15.0
+    """torque per angle near upright [N m/rad]"""
+    damping: float = 3.0
+    """torque per angular velocity near upright [N m s/rad]"""
+
+    def __call__(
+        self, obs: Float[Array, "3"], carry: tuple[()], key: PRNGKeyArray
+    ) -> tuple[Float[Array, "1"], tuple[()]]:
+        cos, sin, speed = obs
+        hold = -(self.stiffness * jnp.arctan2(sin, cos) + self.damping * speed)
+        missing = 5.0 - (speed**2 / 6 + 5 * cos)
+        pump = jnp.where(jnp.abs(speed) < 0.05, 2.0, 2.0 * jnp.sign(speed * missing))
+        return jnp.clip(jnp.where(cos > 0.8, hold, pump), -2.0, 2.0)[None], carry
+
+
+class FollowWay(Policy):
+    """Drives to the centre of the next cell on the shortest way, and in the last cell to the goal."""
+
+    way: Float[Array, "rows columns 2"]
+    """for each cell, the point to go to next"""
+    goal_cell: Float[Array, "2"]
+    """centre of the cell of the goal"""
+    pull: float = 4.0
+    """acceleration per distance"""
+    brake: float = 1.5
+    """acceleration per velocity"""
+
+    @classmethod
+    def through(cls, maze: PointMaze) -> FollowWay:
+        """The controller for a maze."""
+        return cls(jnp.asarray(maze.guide()), jnp.asarray(maze.centre("G")))
+
+    def __call__(
+        self, obs: Float[Array, "6"], carry: tuple[()], key: PRNGKeyArray
+    ) -> tuple[Float[Array, "2"], tuple[()]]:
+        position, velocity, goal = obs[:2], obs[2:4], obs[4:]
+        column, row = position.astype(jnp.int32)
+        at_goal = jnp.all(jnp.floor(position) == jnp.floor(self.goal_cell))  # the way ends in that cell's centre
+        target = jnp.where(at_goal, goal, self.way[row, column])
+        return jnp.clip(self.pull * (target - position) - self.brake * velocity, -1.0, 1.0), carry
+
+
+class Spoilt(Policy):
+    """A controller made worse: weakened, disturbed, and at times ignored for a uniform action."""
+
+    policy: Policy
+    low: Float[Array, "*action"]
+    high: Float[Array, "*action"]
+    gain: float | Float[Array, ""] = 1.0
+    """factor of its actions"""
+    noise: float | Float[Array, ""] = 0.0
+    """standard deviation of the Gaussian added to them"""
+    random_share: float | Float[Array, ""] = 0.0
+    """probability of a uniform action instead"""
+
+    def __call__(
+        self, obs: Float[Array, "*obs"], carry: tuple[()], key: PRNGKeyArray
+    ) -> tuple[Float[Array, "*action"], tuple[()]]:
+        policy_key, noise_key, uniform_key, choice_key = jax.random.split(key, 4)
+        action, carry = self.policy(obs, carry, policy_key)
+        action = self.gain * action + self.noise * jax.random.normal(noise_key, action.shape)
+        uniform = jax.random.uniform(uniform_key, action.shape, minval=self.low, maxval=self.high)
+        ignored = jax.random.bernoulli(choice_key, self.random_share)
+        return jnp.clip(jnp.where(ignored, uniform, action), self.low, self.high), carry

@@ -1,0 +1,110 @@
+"""What all readers and writers share: the names of columns, one kind of error, limits, and whole files or none."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from habitus.core.errors import DataError, SpaceMismatch
+from habitus.data.canonical import CHUNK
+
+GIBIBYTE = 2**30
+LIMIT = 8 * GIBIBYTE  # bytes that a file may ask for in memory, unless the caller allows more
+
+# name in memory -> name in a file, as D4RL has it
+FIELDS = {
+    "obs": "observations",
+    "action": "actions",
+    "reward": "rewards",
+    "next_obs": "next_observations",
+    "terminated": "terminals",
+    "truncated": "timeouts",
+    "starts": "episode_start",
+}
+REQUIRED = ("obs", "action", "reward", "terminated")
+
+_MALFORMED = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RuntimeError,
+    SyntaxError,
+    SpaceMismatch,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns whatever goes wrong in a file into a `DataError` that begins with its path."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{path}: {str(error).removeprefix('the data set: ')}") from error
+    except _MALFORMED as error:
+        what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise DataError(f"{path} cannot be read, it is truncated or not what its name says ({what}).") from error
+
+
+def require_fields(found: set[str], path_in_file: str = "the file") -> None:
+    """Raises `DataError` unless the necessary columns, by their names in memory, are among `found`."""
+    missing = [FIELDS[name] for name in REQUIRED if name not in found]
+    if missing:
+        held = ", ".join(FIELDS.get(name, name) for name in sorted(found)) or "none of the expected columns"
+        raise DataError(f"{path_in_file} lacks {', '.join(missing)}; it holds {held}.")
+
+
+def require_size(size: int, limit: int, what: str = "the arrays") -> None:
+    """Raises `DataError` if `size` bytes exceed `limit`."""
+    if size > limit:
+        shown, allowed = (f"{n / GIBIBYTE:.3g} GiB" for n in (size, limit))
+        raise DataError(f"{what} would take {shown}, more than the limit of {allowed}; pass limit= if that is meant.")
+
+
+def require_numbers(name: str, dtype: np.dtype) -> None:
+    """Raises `DataError` for anything but plain numbers and booleans: objects would run code when unpacked."""
+    if dtype.kind not in "fiub":
+        raise DataError(f"{name} holds {dtype}, expected plain numbers; save it without objects or text.")
+
+
+def chunks(column: Any) -> Iterator[np.ndarray]:
+    """A column piece by piece, each contiguous in memory."""
+    for start in range(0, len(column), CHUNK):
+        yield np.ascontiguousarray(column[start : start + CHUNK])
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place once the block ends well, and goes if it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}.tmp")
+    try:
+        yield draft
+        os.replace(draft, path)
+    finally:
+        if draft.is_dir():
+            shutil.rmtree(draft)
+        else:
+            draft.unlink(missing_ok=True)
+
+
+def plain_json(data: dict[str, Any]) -> str:
+    """JSON of plain data; NumPy numbers become Python's."""
+    return json.dumps(data, default=lambda x: x.item() if isinstance(x, np.generic) else np.asarray(x).tolist())

@@ -1,0 +1,60 @@
+"""Reading HDF5 files safely: for the formats built on it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from habitus.core.errors import DataError, MissingExtra
+from habitus.data.formats import guard
+
+
+def import_h5py() -> Any:
+    """The `h5py` module. Raises `MissingExtra` where it is not installed."""
+    try:
+        import h5py
+    except ImportError:
+        raise MissingExtra("reading and writing HDF5", "hdf5") from None
+    return h5py
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """An HDF5 file, open for reading; what goes wrong becomes a `DataError` naming it."""
+    h5py = import_h5py()
+    with guard.reading(path), h5py.File(path, "r") as file:
+        yield file
+
+
+def arrays_in(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The data sets at or below `node`, with dotted names; refuses what lies in other files."""
+    h5py = import_h5py()
+    if isinstance(node, h5py.Group):
+        for key in node:
+            if not isinstance(node.get(key, getlink=True), h5py.HardLink):
+                raise DataError(f"{node.name}/{key} is a link; copy what it points to into the file.")
+            yield from arrays_in(node[key], f"{name}.{key}" if name else key)
+    elif isinstance(node, h5py.Dataset):
+        if node.external or node.is_virtual:
+            raise DataError(f"{node.name} is kept in other files; copy it into this one.")
+        yield name, node
+    else:
+        raise DataError(f"{node.name} is neither a group nor an array.")
+
+
+def size_of(node: Any) -> int:
+    """Bytes that the arrays at or below `node` declare, whatever is stored of them."""
+    sizes = (int(np.prod(array.shape, dtype=object)) * array.dtype.itemsize for _, array in arrays_in(node))
+    return sum(sizes)
+
+
+def read_array(array: Any) -> np.ndarray:
+    """One array in memory. Raises `DataError` for anything but numbers."""
+    guard.require_numbers(array.name.lstrip("/"), array.dtype)
+    if array.shape is None:
+        raise DataError(f"{array.name.lstrip('/')} is empty.")
+    return np.asarray(array[()])

@@ -1,0 +1,198 @@
+"""NumPy archives: the library's own format, stored so that it can be memory-mapped.
+
+Members `observations`, `actions`, `rewards`, `next_observations`, `terminals`, `timeouts` (one row
+a step), `episode_start`, and `header.json` with the spaces and what is known of the origin. The
+parts of a Dict observation are members of their own: `observations.goal`. Any `.npz` with the
+first three and `terminals` can be read; what it lacks is inferred as by `Dataset.from_arrays`.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.lib import format as npy
+
+from habitus.core.errors import DataError
+from habitus.core.spec import space_from_json, space_to_json
+from habitus.data.dataset import COLUMNS, Dataset
+from habitus.data.defects import column_leaves
+from habitus.data.formats import guard
+
+HEADER = "header.json"
+HEADER_LIMIT = 2**26
+MAPPED_LIMIT = 64 * guard.GIBIBYTE
+_ALIGN = 64  # so that mapped arrays are aligned as NumPy's own files are
+_PADDING = 0xD935  # zip extra field that other tools use for alignment as well
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed date: the same data set is the same file
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+
+
+def write(dataset: Dataset, path: Path) -> None:
+    """Writes the whole file or nothing; columns on disk are copied piece by piece."""
+    header = {
+        "format": "habitus",
+        "observation_space": space_to_json(dataset.observation_space),
+        "action_space": space_to_json(dataset.action_space),
+        "meta": dataset.meta,
+    }
+    with guard.whole(path) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(zipfile.ZipInfo(HEADER, _EPOCH), guard.plain_json(header))
+        for name in (*COLUMNS, "starts"):
+            for member, column in column_leaves(guard.FIELDS[name], getattr(dataset, name)):
+                _write_array(archive, f"{member}.npy", column)
+
+
+def _write_array(archive: zipfile.ZipFile, member: str, column: Any) -> None:
+    info = zipfile.ZipInfo(member, _EPOCH)
+    assert archive.fp is not None
+    after = archive.fp.tell() + 30 + len(member) + 20 + 4  # local header, zip64 field, padding field
+    padding = -after % _ALIGN
+    info.extra = struct.pack("<HH", _PADDING, padding) + bytes(padding)
+    with archive.open(info, "w", force_zip64=True) as out:
+        described = {"descr": npy.dtype_to_descr(column.dtype), "fortran_order": False, "shape": column.shape}
+        npy.write_array_header_1_0(out, described)
+        for chunk in guard.chunks(column):
+            out.write(chunk.reshape(-1).view(np.uint8).data)
+
+
+def read(path: Path, *, mmap: bool = False, limit: int | None = None, validate: bool = True) -> Dataset:
+    """The data set in a file; with `mmap` its columns stay on disk.
+
+    `limit` bounds the bytes that the file may declare: 64 GiB mapped, 8 GiB in memory.
+    """
+    with guard.reading(path), zipfile.ZipFile(path) as archive:
+        members = _members(archive, path)
+        limit = limit or (MAPPED_LIMIT if mmap else guard.LIMIT)
+        guard.require_size(sum(info.file_size for info in members.values()), limit)
+        header = _header(archive)
+        columns: dict[str, Any] = {}
+        for member, info in members.items():
+            columns[member] = _read_array(archive, info, path, mmap)
+        found = {name: _assemble(columns, name, header.get(f"{space}_space")) for name, space in _SPACES.items()}
+        found = {name: column for name, column in found.items() if column is not None}
+        guard.require_fields(set(found))
+        named = {name: found.get(name) for name in (*COLUMNS, "starts")}
+        return Dataset.from_arrays(
+            **named,
+            observation_space=header.get("observation_space"),
+            action_space=header.get("action_space"),
+            meta=header.get("meta"),
+            validate=validate,
+        )
+
+
+_SPACES = {
+    "obs": "observation",
+    "next_obs": "observation",
+    "action": "action",
+    "reward": "",
+    "terminated": "",
+    "truncated": "",
+    "starts": "",
+}
+
+
+def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
+    """The members that hold columns, by their names in memory; refuses archives that overlap themselves."""
+    infos = archive.infolist()
+    if sum(info.compress_size for info in infos) > path.stat().st_size:
+        raise DataError("its members overlap; it is not an archive that NumPy wrote.")
+    out: dict[str, zipfile.ZipInfo] = {}
+    in_memory = {file: name for name, file in guard.FIELDS.items()} | {name: name for name in guard.FIELDS}
+    for info in infos:
+        stem, _, part = info.filename.removesuffix(".npy").partition(".")
+        if not info.filename.endswith(".npy") or stem not in in_memory:
+            continue
+        name = in_memory[stem] + (f".{part}" if part else "")
+        if name in out:
+            raise DataError(f"{info.filename} occurs twice.")
+        out[name] = info
+    return out
+
+
+def _header(archive: zipfile.ZipFile) -> dict[str, Any]:
+    """The spaces and the origin, where the file tells them."""
+    if HEADER not in archive.namelist():
+        return {}
+    guard.require_size(archive.getinfo(HEADER).file_size, HEADER_LIMIT, HEADER)
+    header = json.loads(archive.read(HEADER))
+    return {
+        "observation_space": space_from_json(header["observation_space"]),
+        "action_space": space_from_json(header["action_space"]),
+        "meta": dict(header["meta"]),
+    }
+
+
+def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, mmap: bool) -> np.ndarray:
+    with archive.open(info) as member:
+        shape, fortran, dtype = _array_header(member)
+        start = member.tell()
+        guard.require_numbers(info.filename, dtype)
+        size = int(np.prod(shape, dtype=object)) * dtype.itemsize
+        if size != info.file_size - start:
+            raise DataError(f"{info.filename} declares {dtype}{list(shape)}, but holds {info.file_size - start} bytes.")
+        order = "F" if fortran else "C"
+        if mmap and info.compress_type == zipfile.ZIP_STORED and dtype.isnative and size:
+            _check_stored(member)
+            offset = _data_offset(path, info) + start
+            return np.memmap(path, dtype, "r", offset, shape, order)  # type: ignore[call-overload,no-any-return]
+        raw = bytearray(member.read())  # to the end, where the checksum is compared
+    column = np.frombuffer(raw, dtype).reshape(shape, order=order)  # type: ignore[call-overload]
+    return column.astype(dtype.newbyteorder("="), copy=False)
+
+
+def _array_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    version = npy.read_magic(member)
+    if version not in readers:
+        raise DataError(f"it uses version {version} of the NumPy format, expected 1.0 or 2.0.")
+    return readers[version](member)
+
+
+def _check_stored(member: IO[bytes]) -> None:
+    """Reads to the end, where the checksum is compared."""
+    while member.read(2**24):
+        pass
+
+
+def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
+    """Where the bytes of a stored member begin in the file."""
+    with path.open("rb") as file:
+        file.seek(info.header_offset)
+        signature, name, extra = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+    if signature != b"PK\x03\x04":
+        raise DataError(f"{info.filename} does not begin where the archive says.")
+    return info.header_offset + _LOCAL_HEADER.size + name + extra
+
+
+def _assemble(columns: dict[str, Any], name: str, space: spaces.Space | None) -> Any:
+    """One column, from its parts where its space has parts (or, without a space, where the names have)."""
+    parts = {key.removeprefix(f"{name}."): value for key, value in columns.items() if key.startswith(f"{name}.")}
+    if not parts:
+        return columns.get(name)
+    return _nest(parts, space)
+
+
+def _nest(parts: dict[str, Any], space: spaces.Space | None) -> Any:
+    """The nested column whose dotted names are the keys of `parts`."""
+    grouped: dict[str, dict[str, Any]] = {}
+    for key, value in parts.items():
+        head, _, rest = key.partition(".")
+        grouped.setdefault(head, {})[rest] = value
+    inner = {str(k): v for k, v in _inner_spaces(space).items()}
+    nested = {k: v[""] if "" in v else _nest(v, inner.get(k)) for k, v in grouped.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(nested[str(i)] for i in range(len(nested)))
+    return nested
+
+
+def _inner_spaces(space: spaces.Space | None) -> dict[Any, spaces.Space]:
+    if isinstance(space, spaces.Dict):
+        return dict(space.spaces)
+    return dict(enumerate(space.spaces)) if isinstance(space, spaces.Tuple) else {}

@@ -54,7 +54,7 @@ def load_data(data: Dataset | str | Path | None) -> Dataset | None:
     """A data set from itself, a file, or the name of a standard set."""
     if data is None or isinstance(data, Dataset):
         return data
-    from habitus.data.io import load
+    from habitus.train.standard import load
 
     return load(data)
 

@@ -73,6 +73,18 @@ def make(world: World, num_envs: int = 1, **kwargs: Any) -> Env | HostEnv:
         raise UnknownName(f"no world is called {world!r}: {suggest(world, known)}") from None
 
 
+def name_of(env: Env | HostEnv) -> str:
+    """The name that `make` knows a world by, or that of its class."""
+    inner: Any = env
+    while isinstance(getattr(inner, "env", None), (Env, HostEnv)):
+        inner = inner.env
+    if isinstance(inner, GymnasiumEnv):
+        spec = inner.copies[0].spec
+        return spec.id if spec is not None else type(inner.copies[0].unwrapped).__name__
+    known = next((name for name, (kind, _) in BUILT_IN.items() if type(inner) is kind), None)
+    return known or type(inner).__name__
+
+
 def canonical(env: Env | HostEnv) -> Env | HostEnv:
     """The world as learners see it: `Canonical`, or `HostCanonical` for one that runs in Python."""
     if isinstance(env, (Canonical, HostCanonical)):

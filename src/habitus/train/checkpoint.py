@@ -61,9 +61,8 @@ class Checkpoints:
         import orbax.checkpoint as ocp
         from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
-        policy = keep.AnyPreservationPolicy(
-            [keep.LatestN(n=self.keep), keep.BestN(get_metric_fn=lambda m: m["return"], n=1)]
-        )
+        best = keep.BestN(get_metric_fn=lambda m: m["return"], n=1, keep_checkpoints_without_metrics=False)
+        policy = keep.AnyPreservationPolicy([keep.LatestN(n=self.keep), best])
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, enable_async_checkpointing=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._ocp, self._manager = ocp, ocp.CheckpointManager(self.folder.resolve(), options=options)

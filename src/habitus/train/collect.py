@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from habitus.core.experience import Transition
+from habitus.core.experience import Step, Transition
 from habitus.core.protocols import Env, HostEnv, Policy
 from habitus.core.trees import Metrics
 from habitus.envs.stepping import step_and_reset
@@ -121,6 +121,7 @@ class HostCollector:
         self.pending: np.ndarray | None = None
         self.returns, self.lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, int)
         self.finished: list[tuple[float, int]] = []
+        self.success: np.ndarray | None = None  # what the last step said of it, if anything
 
     def plan(self, explorer: Policy) -> None:
         """Chooses the next actions; waits for the explorer's parameters."""
@@ -134,7 +135,7 @@ class HostCollector:
             self.plan(explorer)
         obs, action = self.obs, self.pending
         step, self.obs = self.env.step(action)
-        self.pending = None
+        self.pending, self.success = None, step.info.get("success")
         done = step.terminated | step.truncated
         self.returns += step.reward
         self.lengths += 1
@@ -160,77 +161,74 @@ class HostCollector:
 
 
 class Episodes(NamedTuple):
-    """Whole episodes: undiscounted returns, lengths in steps, and success where the world reports it."""
+    """Whole episodes: undiscounted returns, lengths in steps, success where the world reports it, and
+    the seed that repeats each of them."""
 
     returns: np.ndarray
     lengths: np.ndarray
     success: np.ndarray | None
+    seeds: np.ndarray
 
 
-def run_episodes(policy: Policy, env: Env | HostEnv, episodes: int, key: PRNGKeyArray) -> Episodes:
-    """Runs `episodes` whole episodes from fresh starts; the worlds and the policy in the same spaces.
+def run_episodes(policy: Policy, env: Env | HostEnv, episodes: int, seed: int = 0) -> Episodes:
+    """Runs whole episodes from fresh starts; the world and the policy are in the same spaces.
 
-    An episode in a world without a horizon ends when it terminates.
+    In a compiled world the i-th episode depends on `seed + i` alone. A world that runs in Python is
+    reset with a new seed for each round of its copies. An episode in a world without a horizon ends
+    when it terminates.
     """
     if isinstance(env, HostEnv):
-        return _host_episodes(policy, env, episodes, int(jax.random.randint(key, (), 0, 2**31 - 1)))
-    returns, lengths, success, known = _pure_episodes(policy, env, episodes, key)
-    return Episodes(np.asarray(returns), np.asarray(lengths), np.asarray(success) if known else None)
+        return _host_episodes(policy, env, episodes, seed)
+    seeds = np.arange(seed, seed + episodes, dtype=np.uint32)
+    returns, lengths, success, known = _pure_episodes(policy, env, seeds)
+    return Episodes(np.asarray(returns), np.asarray(lengths), np.asarray(success) if known else None, seeds)
 
 
 @eqx.filter_jit
-def _pure_episodes(policy: Policy, env: Env, episodes: int, key: PRNGKeyArray) -> tuple[Array, Array, Array, bool]:
-    reset_key, run_key = jax.random.split(key)
-    env_state, obs = jax.vmap(env.reset)(jax.random.split(reset_key, episodes))
-    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (episodes, *jnp.shape(x))), policy.init())
-    known = "success" in jax.eval_shape(jax.vmap(env.step), env_state, _action(policy, obs, carry), _keys(key, episodes))[1].info
+def _pure_episodes(policy: Policy, env: Env, seeds: Array) -> tuple[Array, Array, Array, bool]:
+    n = seeds.shape[0]
+    keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
+    env_state, obs = jax.vmap(env.reset)(keys)
+    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (n, *jnp.shape(x))), policy.init())
 
-    def running(at: tuple[Array, ...]) -> Array:
-        return ~at[3].all()
+    def advance(env_state: Any, obs: Any, carry: Any, tick: Array) -> tuple[Any, Step, Any]:
+        own = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, tick)))(keys)
+        action, carry = jax.vmap(policy)(obs, carry, own[:, 0])
+        env_state, step = jax.vmap(env.step)(env_state, action, own[:, 1])
+        return env_state, step, carry
+
+    known = "success" in jax.eval_shape(advance, env_state, obs, carry, jnp.uint32(0))[1].info
 
     def one(at: tuple[Any, ...]) -> tuple[Any, ...]:
         env_state, obs, carry, over, ret, length, success, tick = at
-        act_key, step_key = jax.random.split(jax.random.fold_in(run_key, tick))
-        action, carry = jax.vmap(policy)(obs, carry, _keys(act_key, episodes))
-        env_state, step = jax.vmap(env.step)(env_state, action, _keys(step_key, episodes))
+        env_state, step, carry = advance(env_state, obs, carry, tick)
         ret = ret + jnp.where(over, 0.0, step.reward)
         length = length + jnp.where(over, 0, 1)
         if known:
             success = success | (~over & step.info["success"].astype(bool))
         return env_state, step.obs, carry, over | step.terminated | step.truncated, ret, length, success, tick + 1
 
-    no, zero = jnp.zeros(episodes, bool), jnp.zeros(episodes)
-    first = (env_state, obs, carry, no, zero, jnp.zeros(episodes, jnp.int32), no, jnp.uint32(0))
-    end = jax.lax.while_loop(running, one, first)
+    no = jnp.zeros(n, bool)
+    first = (env_state, obs, carry, no, jnp.zeros(n), jnp.zeros(n, jnp.int32), no, jnp.uint32(1))
+    end = jax.lax.while_loop(lambda at: ~at[3].all(), one, first)
     return end[4], end[5], end[6], known
 
 
-def _keys(key: PRNGKeyArray, n: int) -> PRNGKeyArray:
-    return jax.random.split(key, n)
-
-
-def _action(policy: Policy, obs: Any, carry: Any) -> Any:
-    n = jax.tree.leaves(obs)[0].shape[0]
-    return jax.eval_shape(jax.vmap(policy), obs, carry, _keys(jax.random.key(0), n))[0]
-
-
 def _host_episodes(policy: Policy, env: HostEnv, episodes: int, seed: int) -> Episodes:
-    """Each copy runs the same share of the episodes, so that short ones are not favoured."""
-    collector = HostCollector(env, policy, seed)
-    quota = -(-episodes // env.num_envs)
-    done_by: list[list[tuple[float, int, bool | None]]] = [[] for _ in range(env.num_envs)]
-    flags: list[bool | None] = [None] * env.num_envs
-    while min(len(rows) for rows in done_by) < quota:
-        before = collector.returns.copy(), collector.lengths.copy()
-        t = collector.step(policy)
-        success = env.success() if hasattr(env, "success") else None
-        for i in range(env.num_envs):
-            if success is not None:
-                flags[i] = bool(flags[i]) or bool(success[i])
-            if t.terminated[i] or t.truncated[i]:
-                done_by[i].append((float(before[0][i] + t.reward[i]), int(before[1][i] + 1), flags[i]))
-                flags[i] = None
-    rows = [row for done in done_by for row in done[:quota]][:episodes]
-    returns, lengths, wins = zip(*rows, strict=True)
-    known = None not in wins
-    return Episodes(np.array(returns), np.array(lengths), np.array(wins, bool) if known else None)
+    """Rounds of one episode a copy, each to its end, so that short episodes are not favoured."""
+    parts = []
+    for start_seed in range(seed, seed + episodes, env.num_envs):
+        collector = HostCollector(env, policy, start_seed)
+        over, won, known = np.zeros(env.num_envs, bool), np.zeros(env.num_envs, bool), True
+        returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, int)
+        while not over.all():
+            step = collector.step(policy)
+            returns += np.where(over, 0.0, step.reward)
+            lengths += ~over
+            known &= collector.success is not None
+            won |= ~over & (collector.success if collector.success is not None else False)
+            over |= step.terminated | step.truncated
+        parts.append((returns, lengths, won if known else None, np.full(env.num_envs, start_seed)))
+    returns, lengths, won, seeds = (None if part[0] is None else np.concatenate(part)[:episodes] for part in zip(*parts, strict=True))
+    assert returns is not None and lengths is not None and seeds is not None
+    return Episodes(returns, lengths, won, seeds)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from habitus.core.errors import CheckpointError, ConfigError, Diverged
@@ -16,7 +15,7 @@ from habitus.core.protocols import Env, HostEnv, Learner, Source, require
 from habitus.core.spec import Spec
 from habitus.data.dataset import Dataset
 from habitus.train.checkpoint import Checkpoints
-from habitus.train.collect import run_episodes
+from habitus.train.collect import Episodes, run_episodes
 from habitus.train.engine import NEVER, HostEngine, PureEngine, Summary
 from habitus.train.log import RunFolder, command, make_sinks
 from habitus.train.progress import Clock, Interrupt, Progress
@@ -24,6 +23,8 @@ from habitus.train.record import Record
 from habitus.train.run import Run, merge
 from habitus.train.runtime import prepare
 from habitus.train.setup import describe, make_learner, make_source
+
+EVALUATION_SEED = 1_000_000  # far from the seeds that people choose
 
 
 def learn(
@@ -89,7 +90,7 @@ def learn(
     learner = make_learner(learner, settings)
     source, world = make_source(learner, source, env, data, mix, source_options or {})
     require(evaluations == 0 or world is not None, "evaluations need a world: give env=... (it only evaluates a log's policy).")
-    config = describe(learner, source, env if isinstance(env, str) else world)
+    config = describe(learner, source, world)
     config |= {"steps": steps, "seeds": seed_list, "command": command()}
     home = RunFolder(Path(folder), config, resume, overwrite) if folder is not None else None
     sinks = make_sinks(tuple(logs), home.path if home else None, config)
@@ -150,7 +151,8 @@ def _drive(
         store = Checkpoints(record.home.path / name, plan.keep)
     try:
         done = _restore(plan, engine, store, record)
-        evaluate_at, save_at = plan.at(plan.evaluations), plan.at(plan.checkpoints) | {plan.draws}
+        evaluate_at = plan.at(plan.evaluations)
+        save_at = plan.at(plan.checkpoints) | evaluate_at | {plan.draws}
         clock.lap("start")
         for stop in sorted(d for d in plan.at(plan.points) | evaluate_at | save_at if d > done):
             summary = engine.advance(stop - done)
@@ -160,10 +162,10 @@ def _drive(
             record.metrics(done, summary.metrics, clock.total)
             progress.show(plan.source.steps(done), summary.metrics)
             if done in evaluate_at:
-                record.evaluation(done, _evaluate(plan, engine, seeds, done))
+                record.evaluation(done, _evaluate(plan, engine, seeds))
                 clock.lap("evaluate")
             if store and (done in save_at or interrupt.asked):
-                store.save(done, engine.snapshot(), record.score)
+                store.save(done, engine.snapshot(), record.score(done))
                 clock.lap("save")
             if interrupt.asked:
                 break
@@ -211,12 +213,14 @@ def _check(summary: Summary, engine: PureEngine | HostEngine, store: Checkpoints
     raise Diverged(name, update, str(store.path(kept)) if store and kept is not None else None)
 
 
-def _evaluate(plan: Plan, engine: PureEngine | HostEngine, seeds: list[int], done: int) -> list[Any]:
-    """Whole episodes of each seed's policy; the episodes depend on the seed and on how far the run is."""
+def _evaluate(plan: Plan, engine: PureEngine | HostEngine, seeds: list[int]) -> list[Episodes]:
+    """The same fresh episodes at each evaluation, so that what changes along a curve is the policy."""
     assert plan.world is not None
-    keys = [jax.random.fold_in(jax.random.key(seed + 1_000_003), done) for seed in seeds]
     policies = [Deployed.of(engine.policy(i), plan.source.spec) for i in range(len(seeds))]
-    return [run_episodes(p, plan.world, plan.episodes, key) for p, key in zip(policies, keys, strict=True)]
+    return [
+        run_episodes(policy, plan.world, plan.episodes, EVALUATION_SEED + 1_000 * seed)
+        for policy, seed in zip(policies, seeds, strict=True)
+    ]
 
 
 def _warm(run: Run | None, learner: Learner, group: int) -> Any:

@@ -18,14 +18,12 @@ class Record:
     Attributes:
         home: the run folder, or None.
         evaluations: the rows so far, earlier sessions of a resumed run included.
-        score: mean return of the latest evaluation, or None.
     """
 
     def __init__(self, source: Source, seeds: list[int], home: RunFolder | None, sinks: Sequence[Sink]):
         self.source, self.seeds, self.home, self.sinks = source, seeds, home, sinks
         self.rows: list[dict[str, Any]] = []
         self.evaluations: list[dict[str, Any]] = []
-        self.score: float | None = None
 
     def rewind(self, done: int) -> None:
         """Forgets what was written after `done` draws, and takes up what was written before."""
@@ -53,8 +51,13 @@ class Record:
             "success": [None if r.success is None else r.success.tolist() for r in results],
         }
         self.evaluations.append(row)
-        self.score = float(np.mean([r.returns.mean() for r in results]))
         self._write("evaluations", row, {"evaluation/return": [float(r.returns.mean()) for r in results]})
+
+    def score(self, done: int) -> float | None:
+        """Mean return of the evaluation after `done` draws, or None if there was none."""
+        if not self.evaluations or self.evaluations[-1]["update"] != done * self.source.updates_per_draw:
+            return None
+        return float(np.mean(self.evaluations[-1]["returns"]))
 
     def _write(self, name: str, row: dict[str, Any], values: dict[str, list[float]]) -> None:
         if self.home:

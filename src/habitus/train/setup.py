@@ -11,7 +11,7 @@ from habitus.core.errors import ConfigError, suggest
 from habitus.core.protocols import Env, HostEnv, Learner, Source, hyperparameters
 from habitus.data.dataset import Dataset
 from habitus.data.source import DatasetSource
-from habitus.envs.registry import make
+from habitus.envs.registry import make, name_of
 from habitus.train.sources import Replay, Rollouts
 
 
@@ -113,22 +113,25 @@ def _home(dataset: Dataset) -> Env | HostEnv | None:
     return make(task) if isinstance(task, str) and dataset.meta.get("maker") is not None else None
 
 
-def describe(learner: Learner, source: Source, env: Any) -> dict[str, Any]:
-    """Method, hyperparameters and source as plain data, for the record of a run."""
-    plain = {k: _plain(v) for k, v in hyperparameters(learner).items()}
-    fields = {k: _plain(v) for k, v in hyperparameters(source).items() if not isinstance(v, (Env, HostEnv))}
+def describe(learner: Learner, source: Source, world: Env | HostEnv | None) -> dict[str, Any]:
+    """Method, hyperparameters, source and world as plain data, for the record of a run."""
+    fields = {k: _plain(v) for k, v in hyperparameters(source).items()}
     return {
         "method": slug_of(learner),
-        "hyperparameters": plain,
-        "source": {"kind": type(source).__name__}
-        | {k: v for k, v in fields.items() if isinstance(v, (int, float, str, bool, type(None)))},
-        "env": env if isinstance(env, str) else (type(env).__name__ if env is not None else None),
+        "hyperparameters": {k: _plain(v) for k, v in hyperparameters(learner).items()},
+        "source": {"kind": type(source).__name__} | {k: v for k, v in fields.items() if v is not None},
+        "env": None if world is None else name_of(world),
     }
 
 
 def _plain(value: Any) -> Any:
+    """As JSON can hold it; None for what it cannot."""
     if isinstance(value, (bool, int, float, str, type(None))):
         return value
     if isinstance(value, (tuple, list)):
         return [_plain(v) for v in value]
-    return float(value) if getattr(value, "ndim", None) == 0 else str(type(value).__name__)
+    if isinstance(value, (Env, HostEnv)):
+        return name_of(value)
+    if isinstance(value, Dataset):
+        return {"name": value.name, "rows": len(value), "episodes": len(value.starts)}
+    return float(value) if getattr(value, "shape", None) == () else None

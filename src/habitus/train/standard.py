@@ -116,7 +116,7 @@ def _make_all(task: str, seed: int) -> None:
     for done in range(CHECK_EVERY, source.draws(plan.steps) + 1, CHECK_EVERY):
         engine.advance(CHECK_EVERY)
         greedy = Deployed.of(engine.policy(0), source.spec)
-        score = float(run_episodes(greedy, trial, CHECK_EPISODES, jax.random.key(done)).returns.mean())
+        score = float(run_episodes(greedy, trial, CHECK_EPISODES, done).returns.mean())
         checks.append((source.steps(done), score, sac.explorer(engine.learner_state(0))))
     scores = [score for _, score, _ in checks]
     best = int(np.argmax(scores))

@@ -224,6 +224,11 @@ class PureEngine:
         """Nothing to release."""
 
 
+@jax.jit
+def _fold(key: PRNGKeyArray, data: Array) -> PRNGKeyArray:
+    return jax.random.fold_in(key, data)
+
+
 @eqx.filter_jit
 def _finite(tree: PyTree) -> Array:
     leaves = [x for x in jax.tree.leaves(tree) if eqx.is_inexact_array(x)]
@@ -235,7 +240,8 @@ class HostEngine:
 
     def __init__(self, learner: Learner, source: Source, spec: Spec, seed: int, warm: Sequence[PyTree] | None):
         self.learner, self.source, self.seeds = learner, source, [seed]
-        learner_key, source_key, self.key = jax.random.split(jax.random.key(seed), 3)
+        learner_key, source_key, loop_key = jax.random.split(jax.random.key(seed), 3)
+        self.key, self.update_key = jax.random.split(loop_key)
         self.state = eqx.filter_jit(lambda key: learner.init(spec, key))(learner_key) if warm is None else warm[0]
         self.source_state = source.init(learner.explorer(self.state), source_key)
         self.update = np.zeros((), np.int32)
@@ -248,10 +254,10 @@ class HostEngine:
         tally = None
         for _ in range(draws):
             explorer = self.learner.explorer(self.state)
-            self.source_state, batch = self.source.draw(self.source_state, explorer, self.key)
+            self.source_state, batch = self.source.draw(self.source_state, explorer, _fold(self.key, self.update))
             if tally is None:
                 tally = Tally.like(self._metric_shapes(batch, n))
-            fixed = (self.learner, batch, self.key, self.update, n)
+            fixed = (self.learner, batch, self.update_key, self.update, n)
             self.state, tally = _host_update(fixed, self.state, tally)
             self.update = self.update + np.int32(n)
         assert tally is not None
@@ -262,7 +268,7 @@ class HostEngine:
 
     def _metric_shapes(self, batch: Any, n: int) -> Any:
         if self.tally is None:
-            self.tally = eqx.filter_eval_shape(_improve, self.learner, self.state, batch, self.key, n)[1]
+            self.tally = eqx.filter_eval_shape(_improve, self.learner, self.state, batch, self.update_key, n)[1]
         return self.tally
 
     def learner_state(self, i: int) -> PyTree:

@@ -36,7 +36,7 @@ def learn(
     data: Dataset | str | Path | None = None,
     mix: float | None = None,
     seeds: int | Sequence[int] = 1,
-    evaluations: int = 0,
+    evaluations: int | Sequence[int] = 0,
     episodes: int = 10,
     folder: str | Path | None = None,
     resume: bool = False,
@@ -61,7 +61,7 @@ def learn(
         data: a log: a data set, a file, or the name of a standard set.
         mix: share of each batch that comes from the log, if there is a world too (default 0.5).
         seeds: how many seeds (from 0), or which. Compiled sources run them all at once.
-        evaluations: how many times to evaluate along the way, the last at the end.
+        evaluations: how many times to evaluate along the way, the last at the end; or after which steps.
         episodes: episodes in one evaluation of one seed.
         folder: where to keep the run; None keeps nothing.
         resume: go on from the newest checkpoint in `folder`; starts anew if there is none.
@@ -89,7 +89,7 @@ def learn(
     require(resume is False or folder is not None, "resume needs the folder of the run.")
     learner = make_learner(learner, settings)
     source, world = make_source(learner, source, env, data, mix, source_options or {})
-    require(evaluations == 0 or world is not None, "evaluations need a world: give env=... (it only evaluates a log's policy).")
+    require(not evaluations or world is not None, "evaluations need a world: give env=... (it only evaluates a log's policy).")
     config = describe(learner, source, world)
     config |= {"steps": steps, "seeds": seed_list, "command": command()}
     home = RunFolder(Path(folder), config, resume, overwrite) if folder is not None else None
@@ -117,7 +117,7 @@ class Plan:
     source: Source
     world: Env | HostEnv | None
     draws: int
-    evaluations: int
+    evaluations: int | Sequence[int]
     episodes: int
     checkpoints: int
     keep: int
@@ -129,8 +129,10 @@ class Plan:
         """The contract of the source, with the number of updates planned."""
         return dataclasses.replace(self.source.spec, updates=self.draws * self.source.updates_per_draw)
 
-    def at(self, n: int) -> set[int]:
-        """`n` evenly spaced draws, the last of all among them."""
+    def at(self, n: int | Sequence[int]) -> set[int]:
+        """`n` evenly spaced draws, the last of all among them; or the draws that reach the steps `n`."""
+        if not isinstance(n, int):
+            return {self.source.draws(step) for step in n}
         n = min(n, self.draws)
         return {round(self.draws * (i + 1) / n) for i in range(n)}
 

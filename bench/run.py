@@ -11,7 +11,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -20,13 +19,13 @@ from typing import Any
 
 from comparisons import COMPARISONS, HABITUS, Comparison
 from environments import HERE, python_of
+from machine import Others, describe, wait_until_idle
 from table import write_tables
 
 ROOT = HERE.parent
 RESULTS = HERE / "results.json"
 PAGE = ROOT / "docs" / "performance.md"
 LONGEST_S = 600
-BUSY_LOAD = 0.25
 
 
 def run_side(peer: str, work: str, scale: float) -> dict[str, Any]:
@@ -47,42 +46,28 @@ def run_side(peer: str, work: str, scale: float) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def measure(comparison: Comparison, repeats: int, peers: list[str] | None, scale: float) -> dict[str, Any]:
+def measure(comparison: Comparison, args: argparse.Namespace) -> dict[str, Any]:
     """All rounds of one comparison, as it is kept in `results.json`."""
-    sides = list(comparison.sides(peers))
+    sides = list(comparison.sides(args.peer))
     for peer, _ in sides:
         if peer != HABITUS:
             python_of(peer)
-    load = os.getloadavg()[0]
     if comparison.limits:
         # Reading a package from disk for the first time would be timed as starting.
         for peer, work in sides:
-            run_side(peer, work, scale)
+            run_side(peer, work, args.scale)
     rounds: list[dict[str, dict[str, Any]]] = []
-    for number in range(repeats):
+    for number in range(args.repeats):
         rounds.append({})
         for peer, work in sides:
-            result = run_side(peer, work, scale)
-            rounds[-1][f"{peer} {work}"] = result
+            if not args.anyway:
+                wait_until_idle()
+            with Others() as others:
+                result = run_side(peer, work, args.scale)
+            rounds[-1][f"{peer} {work}"] = result | {"others": others.share}
             shown = {k: round(v, 3) for k, v in result.items() if isinstance(v, float)}
-            print(f"{comparison.work} {number + 1}/{repeats} {peer}: {shown}", file=sys.stderr, flush=True)
-    return {"machine": machine(), "commit": commit(), "date": today(), "load": load, "scale": scale, "rounds": rounds}
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        fields = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
-        cpu = {name.strip(): value.strip() for name, value in fields.items()}.get("model name", cpu)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "cpu": cpu,
-        "cores": cores,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-    }
+            print(f"{comparison.work} {number + 1}/{args.repeats} {peer}: {shown}", file=sys.stderr, flush=True)
+    return {"machine": describe(), "commit": commit(), "date": today(), "scale": args.scale, "rounds": rounds}
 
 
 def commit() -> str:
@@ -104,13 +89,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peer", nargs="+", choices=["sb3", "sbx", "rejax", "d3rlpy", HABITUS], help="only these")
     parser.add_argument("--scale", type=float, default=1.0, help="length of the measured parts; 1 = several seconds")
+    parser.add_argument("--anyway", action="store_true", help="do not wait until the machine is idle")
     parser.add_argument("--dry", action="store_true", help="print the tables, write nothing")
     args = parser.parse_args()
-    if os.getloadavg()[0] > BUSY_LOAD * machine()["cores"]:
-        print("warning: this machine is busy; the rates will be too low and the ratios uncertain.", file=sys.stderr)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for work in args.work:
-        results[work] = measure(COMPARISONS[work], args.repeats, args.peer, args.scale)
+        results[work] = measure(COMPARISONS[work], args)
         if not args.dry:
             RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     print(write_tables(results, None if args.dry else PAGE))

@@ -99,8 +99,14 @@ def _conditions(results: dict[str, Any]) -> str:
         )
         if result["scale"] != 1:
             line += f", {result['scale']:g} of the usual length"
-        lines.setdefault(line, []).append(f"{work} (load {result['load']:.1f} before)")
+        lines.setdefault(line, []).append(work + _disturbance(result["rounds"]))
     return "\n".join(f"- {line}: {', '.join(works)}." for line, works in lines.items())
+
+
+def _disturbance(rounds: list[dict[str, Any]]) -> str:
+    """The most that other programs took of the machine during one measurement."""
+    shares = [side["others"] for one in rounds for side in one.values() if side["others"] is not None]
+    return f" (other programs took at most {max(shares):.0%})" if shares else ""
 
 
 def _key(rival: Rival) -> str:

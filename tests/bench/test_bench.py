@@ -19,15 +19,22 @@ PEERS = sorted(folder.name for folder in (BENCH / "peers").iterdir() if (folder 
 
 
 def _rate(rate):
-    return {"rate": rate, "unit": side.UPDATES, "seconds": 1.0, "versions": {"d3rlpy": "2.8.1"}}
+    return {"rate": rate, "unit": side.UPDATES, "seconds": 1.0, "versions": {"d3rlpy": "2.8.1"}, "others": 0.01}
 
 
 def _start(import_s, first, cached):
-    return {"import_s": import_s, "first_update_s": first, "cached_s": cached, "unit": "s", "versions": {}}
+    return {
+        "import_s": import_s,
+        "first_update_s": first,
+        "cached_s": cached,
+        "unit": "s",
+        "versions": {},
+        "others": None,
+    }
 
 
 def _results(rounds):
-    return {"machine": MACHINE, "commit": "abc", "date": "2026-01-01", "load": 0.1, "scale": 1.0, "rounds": rounds}
+    return {"machine": MACHINE, "commit": "abc", "date": "2026-01-01", "scale": 1.0, "rounds": rounds}
 
 
 RATES = ((600, 100), (500, 50), (300, 100))
@@ -69,7 +76,30 @@ def test_page_keeps_what_is_around_the_markers(tmp_path):
     text = page.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n")
     assert "old" not in text and text.count("**6.00**") == 1
-    assert "a processor, 2 cores" in text
+    assert "a processor, 2 cores" in text and "at most 1%" in text
+
+
+def test_the_share_of_others_leaves_out_our_own_children(monkeypatch):
+    # Two seconds on two cores, of which three were busy, half of that with our children.
+    readings = iter([(0.0, 10.0, 1.0), (2.0, 13.0, 2.5)])
+    monkeypatch.setattr(machine.Others, "_now", staticmethod(lambda: next(readings)))
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(machine, "STAT", BENCH)
+    with machine.Others() as others:
+        pass
+    assert others.share == pytest.approx(1.5 / 4)
+
+
+@pytest.mark.parametrize(("share", "idle"), [(0.5, False), (0.05, True), (None, True)])
+def test_a_busy_machine_is_not_measured(monkeypatch, share, idle):
+    monkeypatch.setattr(machine.Others, "__exit__", lambda self, *_: setattr(self, "share", share))
+    monkeypatch.setattr(machine.time, "sleep", lambda _: None)
+    monkeypatch.setattr(machine, "PATIENCE_S", 0)
+    if idle:
+        machine.wait_until_idle()
+    else:
+        with pytest.raises(SystemExit, match="50% of this machine"):
+            machine.wait_until_idle()
 
 
 def test_page_without_markers_is_refused_and_left_alone(tmp_path):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any
 
 import gymnasium
 
 from habitus.core.errors import ConfigError, SpaceMismatch, UnknownName, suggest
 from habitus.core.protocols import Env, HostEnv
-from habitus.envs.adapters.gymnasium import GymnasiumEnv, HostCanonical
+from habitus.envs.adapters.gymnasium import GymnasiumEnv
+from habitus.envs.host import HostCanonical
 from habitus.envs.worlds.acrobot import Acrobot
 from habitus.envs.worlds.bit_flip import BitFlip
 from habitus.envs.worlds.cartpole import CartPole
@@ -69,8 +71,7 @@ def make(world: World, num_envs: int = 1, **kwargs: Any) -> Env | HostEnv:
     try:
         return GymnasiumEnv(world, num_envs, **kwargs)
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv):
-        known = names() + list(gymnasium.registry)
-        raise UnknownName(f"no world is called {world!r}: {suggest(world, known)}") from None
+        raise UnknownName(f"no world is called {world!r}: {_near(world)}") from None
 
 
 def name_of(env: Env | HostEnv) -> str:
@@ -83,6 +84,13 @@ def name_of(env: Env | HostEnv) -> str:
         return spec.id if spec is not None else type(inner.copies[0].unwrapped).__name__
     known = next((name for name, (kind, _) in BUILT_IN.items() if type(inner) is kind), None)
     return known or type(inner).__name__
+
+
+def _near(name: str) -> str:
+    """The names nearest to one that nothing has; if none is near, the built-in ones, as Gymnasium's fill a page."""
+    theirs = get_close_matches(name, gymnasium.registry, n=3)
+    clause = suggest(name, names() + theirs)
+    return clause if clause.endswith("?") else f"{clause}, or any id that Gymnasium knows"
 
 
 def canonical(env: Env | HostEnv) -> Env | HostEnv:

@@ -7,14 +7,13 @@ from copy import deepcopy
 from typing import Any
 
 import gymnasium
-import jax
 import numpy as np
 from gymnasium import spaces
 
 from habitus.core.errors import ConfigError, HabitusError, MissingExtra, SpaceMismatch
 from habitus.core.experience import Action, Obs, Step
 from habitus.core.protocols import HostEnv, require
-from habitus.envs.wrappers import canonical_spaces
+from habitus.envs.host import check_actions, host_step
 
 Factory = Callable[[], gymnasium.Env]
 
@@ -76,7 +75,9 @@ class GymnasiumEnv(HostEnv):
         successor = _batch(self.observation_space, after)
         over = terminated.any() or truncated.any()
         known = len(success) == self.num_envs and None not in success
-        step = Step(successor, reward, terminated, truncated, {"success": np.array(success, bool)} if known else {})
+        step = host_step(
+            successor, reward, terminated, truncated, {"success": np.array(success, bool)} if known else {}
+        )
         return step, _batch(self.observation_space, first) if over else successor
 
     def close(self) -> None:
@@ -86,75 +87,10 @@ class GymnasiumEnv(HostEnv):
     def _split(self, action: Action) -> Any:
         """One action for each copy."""
         action = np.asarray(action)
-        if action.shape != self._action_shape or action.dtype.kind not in self._action_kind:
-            raise SpaceMismatch(
-                f"the actions have shape {action.shape} and dtype {action.dtype}, but {self.num_envs} copies of "
-                f"{self.action_space} need shape {self._action_shape} "
-                f"and {'real numbers' if self._action_kind == 'f' else 'integers'}."
-            )
+        check_actions(action, self._action_shape, self._action_kind, "actions")
         if action.ndim == 1 and self._action_kind != "f":
             return action.tolist()  # Python integers are quickest for environments to look at
         return action.astype(self.action_space.dtype, copy=False)
-
-
-class HostCanonical(HostEnv):
-    """A world that runs in Python as learners see it: in the canonical form of `Spec`.
-
-    Attributes:
-        env: the world in the user's spaces.
-    """
-
-    def __init__(self, env: HostEnv):
-        self.env, self.num_envs, self.horizon = env, env.num_envs, env.horizon
-        spec = env.spec
-        self.observation_space, self.action_space = canonical_spaces(spec)
-        space = env.observation_space
-        self._plain = isinstance(space, (spaces.Box, spaces.Discrete))
-        self._start = int(space.start) if isinstance(space, spaces.Discrete) else 0
-        self._shape, self._dtype = (self.num_envs, *spec.obs_shape), spec.obs_dtype
-        self._encode = jax.jit(jax.vmap(spec.encode_obs))
-        own = env.action_space
-        self._kind = "f" if spec.continuous else "iu"
-        if isinstance(own, spaces.Box):
-            low, high = (own.low, own.high) if spec.bounded else (-np.ones(own.shape), np.ones(own.shape))
-            self._bounded = spec.bounded
-            self._centre = ((high + low) / 2).astype(np.float32)
-            self._half = ((high - low) / 2).astype(np.float32)
-
-    def reset(self, seed: int) -> np.ndarray:
-        return self._obs(self.env.reset(seed))
-
-    def step(self, action: np.ndarray) -> tuple[Step, np.ndarray]:
-        step, first = self.env.step(self._action(np.asarray(action)))
-        successor = self._obs(step.obs)
-        following = successor if first is step.obs else self._obs(first)
-        return Step(successor, step.reward, step.terminated, step.truncated, step.info), following
-
-    def close(self) -> None:
-        self.env.close()
-
-    def _obs(self, obs: Obs) -> np.ndarray:
-        if not self._plain:
-            return np.asarray(self._encode(obs))
-        if self._start:
-            obs = obs - self._start
-        return obs.astype(self._dtype, copy=False).reshape(self._shape)
-
-    def _action(self, action: np.ndarray) -> np.ndarray:
-        wanted = (self.num_envs, *(self.action_space.shape or ()))
-        if action.shape != wanted or action.dtype.kind not in self._kind:
-            raise SpaceMismatch(
-                f"the canonical actions have shape {action.shape} and dtype {action.dtype}, but need {wanted} "
-                f"and {'real numbers' if self._kind == 'f' else 'integers'}."
-            )
-        own = self.env.action_space
-        if isinstance(own, spaces.Discrete):
-            return action + own.start if own.start else action
-        if isinstance(own, spaces.Box):
-            if self._bounded:
-                action = np.minimum(np.maximum(action, -1.0), 1.0)
-            return self._centre + self._half * action.reshape(self.num_envs, *own.shape)
-        return action.reshape(self.num_envs, *(own.shape or ()))
 
 
 def _copies(env: str | gymnasium.Env | Factory, num_envs: int, kwargs: dict[str, Any]) -> list[gymnasium.Env]:
@@ -200,9 +136,10 @@ def _horizon(env: gymnasium.Env) -> int | None:
 
 def _batch(space: gymnasium.Space, parts: list[Any]) -> Any:
     """Observations of several copies as arrays [num_envs, ...], owning their memory."""
-    if isinstance(space, spaces.Dict):
-        return {name: _batch(inner, [part[name] for part in parts]) for name, inner in space.spaces.items()}
-    if isinstance(space, spaces.Tuple):
+    if space.shape is None:  # several spaces in one
+        if isinstance(space, spaces.Dict):
+            return {name: _batch(inner, [part[name] for part in parts]) for name, inner in space.spaces.items()}
+        assert isinstance(space, spaces.Tuple)  # `Spec` lets no other through
         return tuple(_batch(inner, [part[i] for part in parts]) for i, inner in enumerate(space.spaces))
     batch = np.array(parts, space.dtype)
     if batch.shape[1:] != space.shape:

@@ -1,0 +1,144 @@
+"""Pictures of the built-in worlds, drawn in NumPy: a few milliseconds each."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+
+from habitus.core.errors import SpaceMismatch
+from habitus.core.protocols import Env, EnvState
+from habitus.envs.worlds.acrobot import Acrobot
+from habitus.envs.worlds.bit_flip import BitFlip
+from habitus.envs.worlds.cartpole import CartPole
+from habitus.envs.worlds.four_rooms import GOAL, SIZE, WALLS, FourRooms
+from habitus.envs.worlds.mountaincar_continuous import MountainCarContinuous
+from habitus.envs.worlds.pendulum import Pendulum
+from habitus.envs.worlds.pointmaze import PointMaze
+from habitus.envs.wrappers import Canonical, TimeLimit
+
+HEIGHT = WIDTH = 240
+PAPER, INK, FAINT, BODY, GOAL_COLOUR = (250, 250, 247), (52, 58, 64), (206, 212, 218), (28, 126, 214), (55, 178, 77)
+Point = tuple[float, float]
+Colour = tuple[int, int, int]
+
+
+def render(env: Env, state: EnvState) -> np.ndarray:
+    """One state as a picture: uint8 [height, width, 3].
+
+    Args:
+        env: a built-in world, in wrappers or not.
+        state: one of its states, not a batch of them.
+
+    Raises:
+        SpaceMismatch: if there is no drawing of this world.
+    """
+    while isinstance(env, (TimeLimit, Canonical)):
+        state = state.state if isinstance(env, TimeLimit) else state
+        env = env.env
+    canvas = np.full((HEIGHT, WIDTH, 3), PAPER, np.float32)
+    _draw(env, np.asarray(state), canvas)
+    return canvas.round().astype(np.uint8)
+
+
+@singledispatch
+def _draw(env: Any, state: np.ndarray, canvas: np.ndarray) -> None:
+    raise SpaceMismatch(f"there is no drawing of {type(env).__name__}; only the built-in worlds can be drawn.")
+
+
+@_draw.register
+def _(env: Pendulum, state: np.ndarray, canvas: np.ndarray) -> None:
+    pivot = (WIDTH / 2, HEIGHT / 2)
+    _line(canvas, pivot, _polar(pivot, 85, state[0]), 9, BODY)
+    _line(canvas, pivot, pivot, 3, PAPER)
+
+
+@_draw.register
+def _(env: CartPole, state: np.ndarray, canvas: np.ndarray) -> None:
+    rail, scale = 170.0, WIDTH / (2.4 * env.max_position)
+    cart = (WIDTH / 2 + scale * float(state[0]), rail)
+    _line(canvas, (0, rail), (WIDTH, rail), 1, FAINT)
+    _line(canvas, (cart[0] - 15, rail), (cart[0] + 15, rail), 9, INK)
+    # The angle grows to the right, unlike the pendulum's.
+    _line(canvas, cart, _polar(cart, 100, -state[2]), 4, BODY)
+
+
+@_draw.register
+def _(env: MountainCarContinuous, state: np.ndarray, canvas: np.ndarray) -> None:
+    def place(position: float) -> Point:
+        share = (position - env.min_position) / (env.max_position - env.min_position)
+        return WIDTH * share, HEIGHT * (0.55 - 0.3 * float(np.sin(3 * position)))
+
+    road = [place(x) for x in np.linspace(env.min_position, env.max_position, 24)]
+    for start, end in zip(road, road[1:], strict=False):
+        _line(canvas, start, end, 1.5, INK)
+    x, y = place(env.goal_position)
+    _line(canvas, (x, y), (x, y - 30), 2, GOAL_COLOUR)
+    x, y = place(float(state[0]))
+    _line(canvas, (x, y - 8), (x, y - 8), 8, BODY)
+
+
+@_draw.register
+def _(env: Acrobot, state: np.ndarray, canvas: np.ndarray) -> None:
+    axle = (WIDTH / 2, HEIGHT / 2)
+    elbow = _polar(axle, 52, np.pi + state[0])
+    _line(canvas, (0, axle[1] - 52), (WIDTH, axle[1] - 52), 1, GOAL_COLOUR)
+    _line(canvas, axle, elbow, 6, INK)
+    _line(canvas, elbow, _polar(elbow, 52, np.pi + state[0] + state[1]), 6, BODY)
+
+
+@_draw.register
+def _(env: PointMaze, state: np.ndarray, canvas: np.ndarray) -> None:
+    scale = _cells(canvas, env.walls)
+    goal, at = state[4:6] * scale, state[:2] * scale
+    _line(canvas, goal, goal, env.radius * scale, GOAL_COLOUR)
+    _line(canvas, at, at + state[2:4] * scale / 4, 2, INK)
+    _line(canvas, at, at, 6, BODY)
+
+
+@_draw.register
+def _(env: FourRooms, state: np.ndarray, canvas: np.ndarray) -> None:
+    scale = _cells(canvas, WALLS)
+    for (row, column), colour in ((GOAL, GOAL_COLOUR), (divmod(int(state[0]), SIZE), BODY)):
+        centre = ((column + 0.5) * scale, (row + 0.5) * scale)
+        _line(canvas, centre, centre, scale / 3, colour)
+
+
+@_draw.register
+def _(env: BitFlip, state: np.ndarray, canvas: np.ndarray) -> None:
+    step = WIDTH / (env.bits + 1)
+    for i, bit in enumerate(state):
+        row, column = divmod(i, env.bits)
+        centre = ((column + 1) * step, HEIGHT * (0.4 + 0.2 * row))
+        _line(canvas, centre, centre, step / 3, (GOAL_COLOUR if row else BODY) if bit else FAINT)
+
+
+def _polar(origin: Point, length: float, angle: float) -> Point:
+    """The point at `length` pixels from `origin`, at an angle from upright that grows anticlockwise."""
+    return origin[0] - length * float(np.sin(angle)), origin[1] - length * float(np.cos(angle))
+
+
+def _cells(canvas: np.ndarray, walls: np.ndarray) -> float:
+    """Fills the cells that are wall; returns pixels a cell."""
+    scale = min(HEIGHT / walls.shape[0], WIDTH / walls.shape[1])
+    rows, columns = (
+        np.minimum((np.arange(n) / scale).astype(int), m) for n, m in zip((HEIGHT, WIDTH), walls.shape, strict=True)
+    )
+    outside = np.pad(walls, ((0, 1), (0, 1)), constant_values=False)
+    canvas[outside[np.ix_(rows, columns)]] = FAINT
+    return scale
+
+
+def _line(canvas: np.ndarray, start: Any, end: Any, radius: float, colour: Colour) -> None:
+    """A stroke with round ends and smooth edges from `start` to `end`, pixels (x, y); a disc if they are one."""
+    (x0, y0), (x1, y1) = start, end
+    left, right = (int(np.clip(v, 0, WIDTH)) for v in (min(x0, x1) - radius - 1, max(x0, x1) + radius + 2))
+    top, bottom = (int(np.clip(v, 0, HEIGHT)) for v in (min(y0, y1) - radius - 1, max(y0, y1) + radius + 2))
+    y, x = np.mgrid[top:bottom, left:right].astype(np.float32) + 0.5
+    dx, dy = float(x1 - x0), float(y1 - y0)
+    along = np.clip(((x - x0) * dx + (y - y0) * dy) / max(dx * dx + dy * dy, 1e-9), 0, 1)
+    distance = np.hypot(x - x0 - along * dx, y - y0 - along * dy)
+    cover = np.clip(radius + 0.5 - distance, 0, 1)[..., None]
+    patch = canvas[top:bottom, left:right]
+    patch += cover * (np.array(colour, np.float32) - patch)

@@ -10,6 +10,7 @@ import pytest
 BENCH = Path(__file__).parents[2] / "bench"
 sys.path.insert(0, str(BENCH))
 
+import machine  # noqa: E402
 import side  # noqa: E402
 from comparisons import COMPARISONS, HABITUS  # noqa: E402
 from table import BEGIN, END, write_tables  # noqa: E402

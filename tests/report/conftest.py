@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
+import jax
 import numpy as np
 import pytest
 
@@ -89,21 +91,24 @@ def write_run(
         )
     if policies:
         for seed in seeds:
-            save_policy(folder / "policy" / f"seed-{seed}", str(env), seed)
+            write_policy(folder / "policy" / f"seed-{seed}", str(env), seed)
     return folder
 
 
-def save_policy(folder: Path, world: str, seed: int) -> None:
+def write_policy(folder: Path, world: str, seed: int = 0) -> Path:
     """An untrained policy with real actions."""
-    import equinox as eqx
-    import jax
-
     spec = make(world).spec
     actor = eqx.nn.Linear(spec.obs_size, spec.action_size, key=jax.random.key(seed))
-    Deployed.of(Deterministic(actor), spec).save(folder)
+    return Deployed.of(Deterministic(actor), spec).save(folder)
 
 
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Callable[..., Path]:
     """Makes a run folder: `run_folder(name, **settings)`."""
     return lambda name="run", **settings: write_run(tmp_path / name, **settings)
+
+
+@pytest.fixture
+def save_policy(tmp_path: Path) -> Callable[..., Path]:
+    """Saves an untrained policy for a world: `save_policy(world)`."""
+    return lambda world, seed=0: write_policy(tmp_path / f"policy-{world}-{seed}", world, seed)

@@ -161,16 +161,19 @@ class HostCollector:
 
 
 class Episodes(NamedTuple):
-    """Whole episodes: undiscounted returns, lengths in steps, success where the world reports it, and
-    the seed that repeats each of them."""
+    """Whole episodes: undiscounted and discounted returns, lengths in steps, success where the world
+    reports it, and the seed that repeats each of them."""
 
     returns: np.ndarray
+    discounted: np.ndarray
     lengths: np.ndarray
     success: np.ndarray | None
     seeds: np.ndarray
 
 
-def run_episodes(policy: Policy, env: Env | HostEnv, episodes: int, seed: int = 0) -> Episodes:
+def run_episodes(
+    policy: Policy, env: Env | HostEnv, episodes: int, seed: int = 0, discount: float = 1.0
+) -> Episodes:
     """Runs whole episodes from fresh starts; the world and the policy are in the same spaces.
 
     In a compiled world the i-th episode depends on `seed + i` alone. A world that runs in Python is
@@ -178,14 +181,15 @@ def run_episodes(policy: Policy, env: Env | HostEnv, episodes: int, seed: int = 
     when it terminates.
     """
     if isinstance(env, HostEnv):
-        return _host_episodes(policy, env, episodes, seed)
+        return _host_episodes(policy, env, episodes, seed, discount)
     seeds = np.arange(seed, seed + episodes, dtype=np.uint32)
-    returns, lengths, success, known = _pure_episodes(policy, env, seeds)
-    return Episodes(np.asarray(returns), np.asarray(lengths), np.asarray(success) if known else None, seeds)
+    *figures, success, known = _pure_episodes(policy, env, seeds, jnp.float32(discount))
+    returns, discounted, lengths = map(np.asarray, figures)
+    return Episodes(returns, discounted, lengths, np.asarray(success) if known else None, seeds)
 
 
 @eqx.filter_jit
-def _pure_episodes(policy: Policy, env: Env, seeds: Array) -> tuple[Array, Array, Array, bool]:
+def _pure_episodes(policy: Policy, env: Env, seeds: Array, discount: Array) -> tuple[Array, Array, Array, Array, bool]:
     n = seeds.shape[0]
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
     env_state, obs = jax.vmap(env.reset)(keys)
@@ -200,35 +204,39 @@ def _pure_episodes(policy: Policy, env: Env, seeds: Array) -> tuple[Array, Array
     known = "success" in jax.eval_shape(advance, env_state, obs, carry, jnp.uint32(0))[1].info
 
     def one(at: tuple[Any, ...]) -> tuple[Any, ...]:
-        env_state, obs, carry, over, ret, length, success, tick = at
+        env_state, obs, carry, over, ret, discounted, length, success, tick = at
         env_state, step, carry = advance(env_state, obs, carry, tick)
-        ret = ret + jnp.where(over, 0.0, step.reward)
+        reward = jnp.where(over, 0.0, step.reward)
+        discounted = discounted + discount**length * reward
         length = length + jnp.where(over, 0, 1)
         if known:
             success = success | (~over & step.info["success"].astype(bool))
-        return env_state, step.obs, carry, over | step.terminated | step.truncated, ret, length, success, tick + 1
+        over = over | step.terminated | step.truncated
+        return env_state, step.obs, carry, over, ret + reward, discounted, length, success, tick + 1
 
-    no = jnp.zeros(n, bool)
-    first = (env_state, obs, carry, no, jnp.zeros(n), jnp.zeros(n, jnp.int32), no, jnp.uint32(1))
+    no, zero = jnp.zeros(n, bool), jnp.zeros(n)
+    first = (env_state, obs, carry, no, zero, zero, jnp.zeros(n, jnp.int32), no, jnp.uint32(1))
     end = jax.lax.while_loop(lambda at: ~at[3].all(), one, first)
-    return end[4], end[5], end[6], known
+    return end[4], end[5], end[6], end[7], known
 
 
-def _host_episodes(policy: Policy, env: HostEnv, episodes: int, seed: int) -> Episodes:
+def _host_episodes(policy: Policy, env: HostEnv, episodes: int, seed: int, discount: float) -> Episodes:
     """Rounds of one episode a copy, each to its end, so that short episodes are not favoured."""
     parts = []
     for start_seed in range(seed, seed + episodes, env.num_envs):
         collector = HostCollector(env, policy, start_seed)
         over, won, known = np.zeros(env.num_envs, bool), np.zeros(env.num_envs, bool), True
-        returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, int)
+        returns, discounted, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs), np.zeros(env.num_envs, int)
         while not over.all():
             step = collector.step(policy)
-            returns += np.where(over, 0.0, step.reward)
+            reward = np.where(over, 0.0, step.reward)
+            returns += reward
+            discounted += discount**lengths * reward
             lengths += ~over
             known &= collector.success is not None
             won |= ~over & (collector.success if collector.success is not None else False)
             over |= step.terminated | step.truncated
-        parts.append((returns, lengths, won if known else None, np.full(env.num_envs, start_seed)))
-    returns, lengths, won, seeds = (None if part[0] is None else np.concatenate(part)[:episodes] for part in zip(*parts, strict=True))
-    assert returns is not None and lengths is not None and seeds is not None
-    return Episodes(returns, lengths, won, seeds)
+        seeds = np.full(env.num_envs, start_seed)
+        parts.append(Episodes(returns, discounted, lengths, won if known else None, seeds))
+    columns = [None if column[0] is None else np.concatenate(column)[:episodes] for column in zip(*parts, strict=True)]
+    return Episodes(*columns)  # type: ignore[arg-type]

@@ -110,7 +110,9 @@ def _raw(env: Any) -> Env | HostEnv | None:
 def _home(dataset: Dataset) -> Env | HostEnv | None:
     """The world a standard data set was made in."""
     task = dataset.meta.get("task") if dataset.meta else None
-    return make(task) if isinstance(task, str) and dataset.meta.get("maker") is not None else None
+    if not isinstance(task, str) or dataset.meta.get("maker") is None:
+        return None
+    return make(task, num_envs=10)  # only to evaluate in: copies share the cost of acting
 
 
 def describe(learner: Learner, source: Source, world: Env | HostEnv | None) -> dict[str, Any]:

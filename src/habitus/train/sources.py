@@ -16,7 +16,7 @@ from habitus.core.protocols import Env, HostEnv, Policy, Source, require
 from habitus.core.spec import Spec
 from habitus.core.trees import Metrics
 from habitus.data.dataset import Dataset
-from habitus.envs.adapters.gymnasium import HostCanonical
+from habitus.envs.host import HostCanonical
 from habitus.envs.registry import canonical
 from habitus.envs.wrappers import Canonical
 from habitus.train.buffer import Buffer

@@ -26,7 +26,10 @@ def walk(lengths=(3, 2, 4), ends="TtT", seed=0):
     }
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*is not the observation of the next row")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is not the observation of the next row"),
+    pytest.mark.filterwarnings("ignore:.*reward never changes"),
+]
 
 
 def test_episodes_returns_and_lengths():

@@ -36,14 +36,15 @@ class LazyColumn:
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     def __getitem__(self, rows: Any) -> np.ndarray:
-        picked = jax.tree.map(lambda leaf: np.asarray(leaf[rows]), self._raw)
-        if np.ndim(rows) == 0 and not isinstance(rows, slice):
-            return self._convert(jax.tree.map(lambda leaf: leaf[None], picked))[0]
-        return self._convert(picked)
+        if isinstance(rows, slice):
+            return self._convert(rows)
+        index = np.asarray(rows)
+        index = np.flatnonzero(index) if index.dtype == bool else index
+        return self._convert(index.ravel()).reshape(*index.shape, *self.shape[1:])
 
-    def _convert(self, picked: Any) -> np.ndarray:
-        lead = jax.tree.leaves(picked)[0].shape
-        if len(lead) and lead[0] == 0:
+    def _convert(self, rows: Any) -> np.ndarray:
+        picked = jax.tree.map(lambda leaf: np.asarray(leaf[rows]), self._raw)
+        if len(jax.tree.leaves(picked)[0]) == 0:
             return np.empty((0, *self.shape[1:]), self.dtype)
         return np.asarray(self._encode(picked))
 
@@ -95,7 +96,7 @@ def on_disk(column: Any) -> bool:
 
 
 def _plain_integers(space: spaces.Space, column: Any) -> bool:
-    return isinstance(space, spaces.Discrete) and space.start == 0 and column.dtype == np.int32
+    return isinstance(space, spaces.Discrete) and int(space.start) == 0 and column.dtype == np.int32
 
 
 def _converted(column: Any, encode: Callable[[Any], Any], shape: tuple[int, ...], dtype: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, UInt32
 ROUNDS = 10  # with 6, some orders of five rows come up visibly more often than others
 
 
+@partial(jax.jit, static_argnums=(1, 2))
 def distinct_rows(key: PRNGKeyArray, rows: int, size: int) -> Int[Array, "size"]:
     """`size` distinct integers below `rows`, each choice as likely as any other.
 

@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from habitus.core.errors import DataError, SpaceMismatch
+from habitus.core.errors import DataError, HabitusError, SpaceMismatch
+from habitus.core.spec import space_from_json, space_to_json
 from habitus.data.canonical import CHUNK
+from habitus.data.dataset import Dataset
 
 GIBIBYTE = 2**30
 LIMIT = 8 * GIBIBYTE  # bytes that a file may ask for in memory, unless the caller allows more
@@ -33,22 +35,9 @@ FIELDS = {
 }
 REQUIRED = ("obs", "action", "reward", "terminated")
 
-_MALFORMED = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    RuntimeError,
-    SyntaxError,
-    SpaceMismatch,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+# what h5py, NumPy, json and zipfile raise for damaged files
+_DAMAGED = (OSError, EOFError, ValueError, KeyError, OverflowError, RuntimeError, SyntaxError)
+_MALFORMED = (*_DAMAGED, struct.error, zipfile.BadZipFile, zlib.error, SpaceMismatch)
 
 
 @contextlib.contextmanager
@@ -103,6 +92,22 @@ def whole(path: Path) -> Iterator[Path]:
             shutil.rmtree(draft)
         else:
             draft.unlink(missing_ok=True)
+
+
+def header_of(dataset: Dataset) -> str:
+    """The spaces and the origin of a data set, as JSON; inverse of `read_header`."""
+    spaces = {name: space_to_json(getattr(dataset, name)) for name in ("observation_space", "action_space")}
+    return plain_json(spaces | {"meta": dataset.meta})
+
+
+def read_header(text: str | bytes) -> dict[str, Any]:
+    """`observation_space`, `action_space` and `meta` of a file. Raises `DataError` if they are not that."""
+    try:
+        data = json.loads(text)
+        spaces = {name: space_from_json(data[name]) for name in ("observation_space", "action_space")}
+        return spaces | {"meta": dict(data["meta"])}
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError, OverflowError, HabitusError) as error:
+        raise DataError(f"its header is damaged ({type(error).__name__}: {error}).") from error
 
 
 def plain_json(data: dict[str, Any]) -> str:

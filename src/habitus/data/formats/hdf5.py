@@ -30,31 +30,40 @@ def opened(path: Path) -> Iterator[Any]:
         yield file
 
 
-def arrays_in(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The data sets at or below `node`, with dotted names; refuses what lies in other files."""
+def child(group: Any, name: str) -> Any:
+    """`group[name]`, if it lies in the same file. Raises `DataError` if it is missing or a link to another."""
+    link = group.get(name, getlink=True)
+    if link is None:
+        raise DataError(f"{group.name.rstrip('/')}/{name} is missing.")
+    if not isinstance(link, import_h5py().HardLink):
+        raise DataError(f"{group.name.rstrip('/')}/{name} is a link; copy what it points to into the file.")
+    return group[name]
+
+
+def arrays_in(node: Any) -> Iterator[Any]:
+    """The arrays at or below `node`; refuses what lies in other files."""
     h5py = import_h5py()
     if isinstance(node, h5py.Group):
         for key in node:
-            if not isinstance(node.get(key, getlink=True), h5py.HardLink):
-                raise DataError(f"{node.name}/{key} is a link; copy what it points to into the file.")
-            yield from arrays_in(node[key], f"{name}.{key}" if name else key)
+            yield from arrays_in(child(node, key))
     elif isinstance(node, h5py.Dataset):
         if node.external or node.is_virtual:
             raise DataError(f"{node.name} is kept in other files; copy it into this one.")
-        yield name, node
+        yield node
     else:
         raise DataError(f"{node.name} is neither a group nor an array.")
 
 
 def size_of(node: Any) -> int:
     """Bytes that the arrays at or below `node` declare, whatever is stored of them."""
-    sizes = (int(np.prod(array.shape, dtype=object)) * array.dtype.itemsize for _, array in arrays_in(node))
-    return sum(sizes)
+    return sum(int(np.prod(array.shape or (0,), dtype=object)) * array.dtype.itemsize for array in arrays_in(node))
 
 
 def read_array(array: Any) -> np.ndarray:
     """One array in memory. Raises `DataError` for anything but numbers."""
-    guard.require_numbers(array.name.lstrip("/"), array.dtype)
+    if not isinstance(array, import_h5py().Dataset):
+        raise DataError(f"{array.name} is a group, expected one array.")
+    guard.require_numbers(array.name, array.dtype)
     if array.shape is None:
-        raise DataError(f"{array.name.lstrip('/')} is empty.")
+        raise DataError(f"{array.name} is empty.")
     return np.asarray(array[()])

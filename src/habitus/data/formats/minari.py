@@ -15,7 +15,6 @@ import numpy as np
 from gymnasium import spaces
 
 from habitus.core.errors import DataError, SpaceMismatch
-from habitus.core.experience import Transition
 from habitus.data.dataset import Dataset
 from habitus.data.defects import column_leaves
 from habitus.data.formats import guard, hdf5
@@ -37,10 +36,11 @@ def read(path: Path, *, limit: int | None = None, validate: bool = True) -> Data
             raise DataError(f"it is stored as {metadata['data_format']}; convert it to hdf5 with Minari.")
         known = {k: _space(json.loads(metadata[k])) for k in _SPACES if k in metadata}
     with hdf5.opened(path / "data" / "main_data.hdf5") as file:
-        groups = [file[name] for name in sorted((n for n in file if n.startswith("episode_")), key=_number)]
+        groups = [hdf5.child(file, name) for name in sorted((n for n in file if n.startswith("episode_")), key=_number)]
         if len(groups) != metadata.get("total_episodes", len(groups)) or not groups:
             raise DataError(f"it holds {len(groups)} episodes, metadata.json says {metadata.get('total_episodes')}.")
-        guard.require_size(sum(hdf5.size_of(g[k]) for g in groups for k in g if k != "infos"), limit or guard.LIMIT)
+        size = sum(hdf5.size_of(hdf5.child(group, key)) for group in groups for key in group if key != "infos")
+        guard.require_size(size, limit or guard.LIMIT)
         episodes = [_read_episode(group, known) for group in groups]
     lengths = [len(episode["reward"]) for episode in episodes]
     with guard.reading(path):
@@ -57,9 +57,8 @@ def _number(name: str) -> int:
 
 
 def _read_episode(group: Any, known: dict[str, spaces.Space]) -> dict[str, Any]:
-    observations = _column(group["observations"], known.get("observation_space"))
-    out = {name: hdf5.read_array(group[field]) for name, field in _COLUMNS.items() if name != "action"}
-    out["action"] = _column(group["actions"], known.get("action_space"))
+    observations = _column(hdf5.child(group, "observations"), known.get("observation_space"))
+    out = {name: hdf5.read_array(hdf5.child(group, field)) for name, field in _COLUMNS.items()}
     steps = len(out["reward"])
     for name, leaf in column_leaves("observations", observations):
         if len(leaf) != steps + 1:
@@ -74,15 +73,12 @@ def _read_episode(group: Any, known: dict[str, spaces.Space]) -> dict[str, Any]:
 def _column(node: Any, space: spaces.Space | None) -> Any:
     """A column of an episode: an array, or its parts as the space has them."""
     if isinstance(space, spaces.Dict):
-        return {key: _column(node[key], part) for key, part in space.spaces.items()}
+        return {key: _column(hdf5.child(node, key), part) for key, part in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
-        return tuple(_column(node[f"_index_{i}"], part) for i, part in enumerate(space.spaces))
-    if not hasattr(node, "shape"):
-        raise DataError(f"{node.name} is a group, expected one array for {space}.")
-    if node.dtype == object and isinstance(space, spaces.Box) and len(space.shape) == 3:
+        return tuple(_column(hdf5.child(node, f"_index_{i}"), part) for i, part in enumerate(space.spaces))
+    if getattr(node, "dtype", np.dtype(float)).hasobject and isinstance(space, spaces.Box) and len(space.shape) == 3:
         raise DataError(f"{node.name} holds JPEG images; write the set with jpeg_encoding=False.")
-    for _ in hdf5.arrays_in(node):  # refuses what lies in other files
-        return hdf5.read_array(node)
+    return hdf5.read_array(node)
 
 
 def _map(function: Callable[[Any], Any], column: Any) -> Any:
@@ -129,24 +125,26 @@ def write(dataset: Dataset, path: Path) -> None:
         (draft / "data").mkdir(parents=True)
         with h5py.File(draft / "data" / "main_data.hdf5", "w", track_order=True) as file:
             for index in range(len(dataset.starts)):
-                _write_episode(file.create_group(f"episode_{index}"), index, dataset.episode(index))
+                _write_episode(file.create_group(f"episode_{index}"), index, dataset)
         size = (draft / "data" / "main_data.hdf5").stat().st_size / 1e6
         described = _metadata(dataset, path.name) | {"dataset_size": round(size, 1)}
         (draft / "data" / "metadata.json").write_text(guard.plain_json(described), encoding="utf-8")
 
 
-def _write_episode(group: Any, index: int, episode: Transition) -> None:
+def _write_episode(group: Any, index: int, dataset: Dataset) -> None:
+    rows = slice(int(dataset.starts[index]), int(dataset.ends[index]) + 1)
     group.attrs["id"] = index
-    group.attrs["total_steps"] = episode.size
+    group.attrs["total_steps"] = rows.stop - rows.start
     for name, field in _COLUMNS.items():
-        group[field] = np.asarray(getattr(episode, name))
-    after = dict(column_leaves("observations", episode.next_obs))
-    for name, leaf in column_leaves("observations", episode.obs):
-        obs, next_obs = np.asarray(leaf), np.asarray(after[name])
+        group[field] = getattr(dataset, name)[rows]
+    after = dict(column_leaves("observations", dataset.next_obs))
+    for name, leaf in column_leaves("observations", dataset.obs):
+        obs, next_obs = np.asarray(leaf[rows]), np.asarray(after[name][rows])
         broken = np.flatnonzero((obs[1:] != next_obs[:-1]).reshape(len(obs) - 1, -1).any(1))
         if len(broken):
             raise DataError(
-                f"episode {index}, step {broken[0]}: the successor is not the next observation; save as npz."
+                f"episode {index}, step {broken[0]}: the successor is not the next observation, and Minari stores "
+                "each observation once; save as npz."
             )
         parts = [f"_index_{part}" if part.isdigit() else part for part in name.split(".")]
         group["/".join(parts)] = np.concatenate([obs, next_obs[-1:]])

@@ -8,18 +8,16 @@ first three and `terminals` can be read; what it lacks is inferred as by `Datase
 
 from __future__ import annotations
 
-import json
 import struct
 import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from numpy.lib import format as npy
 
 from habitus.core.errors import DataError
-from habitus.core.spec import space_from_json, space_to_json
 from habitus.data.dataset import COLUMNS, Dataset
 from habitus.data.defects import column_leaves
 from habitus.data.formats import guard
@@ -35,14 +33,8 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 def write(dataset: Dataset, path: Path) -> None:
     """Writes the whole file or nothing; columns on disk are copied piece by piece."""
-    header = {
-        "format": "habitus",
-        "observation_space": space_to_json(dataset.observation_space),
-        "action_space": space_to_json(dataset.action_space),
-        "meta": dataset.meta,
-    }
     with guard.whole(path) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(zipfile.ZipInfo(HEADER, _EPOCH), guard.plain_json(header))
+        archive.writestr(zipfile.ZipInfo(HEADER, _EPOCH), guard.header_of(dataset))
         for name in (*COLUMNS, "starts"):
             for member, column in column_leaves(guard.FIELDS[name], getattr(dataset, name)):
                 _write_array(archive, f"{member}.npy", column)
@@ -121,12 +113,7 @@ def _header(archive: zipfile.ZipFile) -> dict[str, Any]:
     if HEADER not in archive.namelist():
         return {}
     guard.require_size(archive.getinfo(HEADER).file_size, HEADER_LIMIT, HEADER)
-    header = json.loads(archive.read(HEADER))
-    return {
-        "observation_space": space_from_json(header["observation_space"]),
-        "action_space": space_from_json(header["action_space"]),
-        "meta": dict(header["meta"]),
-    }
+    return guard.read_header(archive.read(HEADER))
 
 
 def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, mmap: bool) -> np.ndarray:
@@ -147,7 +134,7 @@ def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, mma
     return column.astype(dtype.newbyteorder("="), copy=False)
 
 
-def _array_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _array_header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
     readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
     version = npy.read_magic(member)
     if version not in readers:
@@ -155,7 +142,7 @@ def _array_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     return readers[version](member)
 
 
-def _check_stored(member: IO[bytes]) -> None:
+def _check_stored(member: Any) -> None:
     """Reads to the end, where the checksum is compared."""
     while member.read(2**24):
         pass

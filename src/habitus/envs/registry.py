@@ -16,6 +16,7 @@ from habitus.envs.host import HostCanonical
 from habitus.envs.worlds.acrobot import Acrobot
 from habitus.envs.worlds.bit_flip import BitFlip
 from habitus.envs.worlds.cartpole import CartPole
+from habitus.envs.worlds.cartpole_swingup import CartPoleSwingUp
 from habitus.envs.worlds.four_rooms import FourRooms
 from habitus.envs.worlds.mountaincar_continuous import MountainCarContinuous
 from habitus.envs.worlds.pendulum import Pendulum
@@ -26,6 +27,7 @@ from habitus.envs.wrappers import Canonical, TimeLimit
 BUILT_IN: dict[str, tuple[type[Env], int | str]] = {
     "pendulum": (Pendulum, 200),
     "cartpole": (CartPole, 500),
+    "cartpole-swingup": (CartPoleSwingUp, 200),
     "mountaincar-continuous": (MountainCarContinuous, 999),
     "acrobot": (Acrobot, 500),
     "pointmaze": (PointMaze, 200),

@@ -11,10 +11,10 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from habitus.core.errors import SpaceMismatch
 from habitus.core.experience import Action, Obs, Step
 from habitus.core.protocols import Env, EnvState, require
 from habitus.core.spec import Spec
+from habitus.envs.actions import fit_action
 
 
 class Timed(eqx.Module):
@@ -56,6 +56,32 @@ class TimeLimit(Env):
         return Timed(inner, time), Step(step.obs, step.reward, step.terminated, truncated, step.info)
 
 
+class ScaledReward(Env):
+    """Multiplies rewards by `scale`."""
+
+    env: Env
+    scale: float
+
+    @property
+    def observation_space(self) -> gymnasium.Space:
+        return self.env.observation_space
+
+    @property
+    def action_space(self) -> gymnasium.Space:
+        return self.env.action_space
+
+    @property
+    def horizon(self) -> int | None:
+        return self.env.horizon
+
+    def reset(self, key: PRNGKeyArray) -> tuple[EnvState, Obs]:
+        return self.env.reset(key)
+
+    def step(self, state: EnvState, action: Action, key: PRNGKeyArray) -> tuple[EnvState, Step]:
+        state, step = self.env.step(state, action, key)
+        return state, eqx.tree_at(lambda s: s.reward, step, self.scale * step.reward)
+
+
 class Canonical(Env):
     """A world as learners see it: observations and actions in the canonical form of `Spec`."""
 
@@ -79,9 +105,8 @@ class Canonical(Env):
 
     def step(self, state: EnvState, action: Array, key: PRNGKeyArray) -> tuple[EnvState, Step]:
         spec = self.env.spec
-        if jnp.shape(action) != spec.action_shape:
-            raise SpaceMismatch(f"the canonical action has shape {jnp.shape(action)}, but needs {spec.action_shape}.")
-        state, step = self.env.step(state, spec.decode_action(action), key)
+        action = spec.decode_action(fit_action(self.action_space, action))
+        state, step = self.env.step(state, action, key)
         return state, eqx.tree_at(lambda s: s.obs, step, spec.encode_obs(step.obs))
 
 

@@ -108,6 +108,47 @@ def _chunk(learner: Learner, source: Source, state: LoopState, draws: Array) -> 
     return LoopState(state.learner, reported, state.key, state.update), tally, report
 
 
+def _traced(learner: Learner) -> Learner:
+    """The learner with its real-valued hyperparameters as arrays, so that other values are the same program."""
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, learner)
+
+
+@eqx.filter_jit
+def _init(learner: Learner, source: Source, keys: PRNGKeyArray, spec: Spec) -> tuple[PyTree, PyTree]:
+    """First states, one a key; the source is an argument, so that its data is no constant of the program."""
+
+    def one(key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
+        learner_key, source_key, loop_key = jax.random.split(key, 3)
+        state = learner.init(spec, learner_key)
+        source_state = source.init(learner.explorer(state), source_key)
+        return _split_shared(LoopState(state, source_state, loop_key, jnp.zeros((), jnp.int32)))
+
+    return eqx.filter_vmap(one, out_axes=(eqx.if_array(0), None))(keys)
+
+
+@partial(eqx.filter_jit, donate="all-except-first")
+def _run_chunk(fixed: Any, own: PyTree) -> tuple[PyTree, Tally, Metrics]:
+    """A chunk of every seed: mapped over on each device of a CPU, one `vmap` on an accelerator."""
+    *rest, draws, mesh = fixed
+    arrays, static = eqx.partition(own, eqx.is_array)
+    rest_arrays, rest_static = eqx.partition(rest, eqx.is_array)
+
+    def block(arrays: PyTree, rest_arrays: PyTree, draws: Array) -> tuple[PyTree, Tally, Metrics]:
+        learner, source, shared = eqx.combine(rest_arrays, rest_static)
+
+        def one(arrays: PyTree) -> tuple[PyTree, Tally, Metrics]:
+            after, tally, report = _chunk(learner, source, eqx.combine(arrays, static, shared), draws)
+            return eqx.filter(_split_shared(after)[0], eqx.is_array), tally, report
+
+        return jax.lax.map(one, arrays) if jax.default_backend() == "cpu" else jax.vmap(one)(arrays)
+
+    if mesh is not None:
+        seed, every = PartitionSpec("seed"), PartitionSpec()
+        block = jax.shard_map(block, mesh=mesh, in_specs=(seed, every, every), out_specs=seed, check_vma=False)
+    arrays, tally, report = block(arrays, rest_arrays, draws)
+    return eqx.combine(arrays, static), tally, report
+
+
 class PureEngine:
     """Runs every seed in one compiled program.
 
@@ -118,38 +159,21 @@ class PureEngine:
     def __init__(
         self, learner: Learner, source: Source, spec: Spec, seeds: Sequence[int], warm: Sequence[PyTree] | None
     ):
-        self.learner, self.source, self.spec, self.seeds = learner, source, spec, list(seeds)
+        self.learner, self.source, self.seeds = _traced(learner), source, list(seeds)
         self.mesh = self._make_mesh(len(self.seeds))
         wanted = len(self.seeds) if self.mesh is None else -(-len(self.seeds) // self.mesh.size) * self.mesh.size
         padded = self.seeds + [self.seeds[-1]] * (wanted - len(self.seeds))
         keys = jax.vmap(jax.random.key)(jnp.asarray(padded, jnp.uint32))
-        own, shared = self._init(keys)
+        own, shared = _init(self.learner, source, keys, spec)
         if warm is not None:
             states = [warm[min(i, len(self.seeds) - 1) % len(warm)] for i in range(len(padded))]
             stacked = jax.tree.map(lambda *xs: jnp.stack(xs) if eqx.is_array_like(xs[0]) else xs[0], *states)
             own = eqx.tree_at(lambda s: s.learner, own, _split_shared(stacked)[0])
         self._place(own, shared)
-        self._run = self._compile()
 
     def _make_mesh(self, n: int) -> Mesh | None:
         devices = jax.devices()[: min(n, jax.device_count())]
         return Mesh(np.array(devices), ("seed",)) if len(devices) > 1 else None
-
-    def _init(self, keys: PRNGKeyArray) -> tuple[PyTree, PyTree]:
-        spec = self.spec
-
-        # the source is an argument, so that its data does not become a constant of the program
-        @eqx.filter_jit
-        def run(learner: Learner, source: Source, keys: PRNGKeyArray) -> tuple[PyTree, PyTree]:
-            def one(key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
-                learner_key, source_key, loop_key = jax.random.split(key, 3)
-                state = learner.init(spec, learner_key)
-                source_state = source.init(learner.explorer(state), source_key)
-                return _split_shared(LoopState(state, source_state, loop_key, jnp.zeros((), jnp.int32)))
-
-            return eqx.filter_vmap(one, out_axes=(eqx.if_array(0), None))(keys)
-
-        return run(self.learner, self.source, keys)
 
     def _place(self, own: PyTree, shared: PyTree) -> None:
         rest = (self.learner, self.source, shared)
@@ -158,41 +182,10 @@ class PureEngine:
             rest = eqx.filter_shard(rest, NamedSharding(self.mesh, PartitionSpec()))
         self.own, self.rest = own, rest
 
-    def _compile(self) -> Any:
-        cpu = jax.default_backend() == "cpu"
-        mesh = self.mesh
-
-        @partial(eqx.filter_jit, donate="all-except-first")
-        def run(fixed: PyTree, own: PyTree) -> tuple[PyTree, Tally, Metrics]:
-            (learner, source, shared), draws = fixed
-            arrays, static = eqx.partition(own, eqx.is_array)
-
-            def one(arrays: PyTree, fixed_arrays: PyTree, draws: Array) -> tuple[PyTree, Tally, Metrics]:
-                learner, source, shared = eqx.combine(fixed_arrays, fixed_static)
-                state = eqx.combine(arrays, static, shared)
-                after, tally, report = _chunk(learner, source, state, draws)
-                return eqx.filter(_split_shared(after)[0], eqx.is_array), tally, report
-
-            fixed_arrays, fixed_static = eqx.partition((learner, source, shared), eqx.is_array)
-
-            def block(arrays: PyTree, fixed_arrays: PyTree, draws: Array) -> Any:
-                if cpu:
-                    return jax.lax.map(lambda a: one(a, fixed_arrays, draws), arrays)
-                return jax.vmap(lambda a: one(a, fixed_arrays, draws))(arrays)
-
-            if mesh is not None:
-                seed, every = PartitionSpec("seed"), PartitionSpec()
-                block = jax.shard_map(
-                    block, mesh=mesh, in_specs=(seed, every, every), out_specs=seed, check_vma=False
-                )
-            arrays, tally, report = block(arrays, fixed_arrays, draws)
-            return eqx.combine(arrays, static), tally, report
-
-        return run
-
     def advance(self, draws: int) -> Summary:
         """Runs `draws` more draws of every seed."""
-        self.own, tally, report = self._run((self.rest, jnp.asarray(draws, jnp.int32)), self.own)
+        fixed = (*self.rest, np.asarray(draws, np.int32), self.mesh)
+        self.own, tally, report = _run_chunk(fixed, self.own)
         n = len(self.seeds)
         means = {k: np.asarray(v)[:n] / draws for k, v in tally.total.items()}
         means |= {k: np.asarray(v)[:n] for k, v in report.items()}
@@ -239,7 +232,8 @@ class HostEngine:
     """Runs one seed; acting and updating are compiled, the loop and the world are Python."""
 
     def __init__(self, learner: Learner, source: Source, spec: Spec, seed: int, warm: Sequence[PyTree] | None):
-        self.learner, self.source, self.seeds = learner, source, [seed]
+        self.learner, self.source, self.seeds = _traced(learner), source, [seed]
+        learner = self.learner
         learner_key, source_key, loop_key = jax.random.split(jax.random.key(seed), 3)
         self.key, self.update_key = jax.random.split(loop_key)
         self.state = eqx.filter_jit(lambda key: learner.init(spec, key))(learner_key) if warm is None else warm[0]

@@ -29,7 +29,7 @@ from habitus.train.runtime import prepare
 from habitus.train.setup import entry
 from habitus.train.sources import Replay, Uniform
 
-VERSION = 1
+VERSION = 2
 SPLITS = ("random", "medium-replay", "medium", "expert", "medium-expert")
 CHECK_EVERY = 1_000
 CHECK_EPISODES = 5
@@ -45,7 +45,7 @@ class Task:
 
 
 TASKS = {
-    "hopper": Task("Hopper-v5", 60_000),
+    "hopper": Task("Hopper-v5", 100_000),
     "halfcheetah": Task("HalfCheetah-v5", 60_000),
     "walker2d": Task("Walker2d-v5", 150_000),
     "inverted-double-pendulum": Task("InvertedDoublePendulum-v5", 20_000, 20_000),

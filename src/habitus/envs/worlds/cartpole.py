@@ -52,18 +52,20 @@ class CartPole(Env):
         state = jax.random.uniform(key, (4,), minval=-0.05, maxval=0.05)
         return state, state
 
-    def step(self, state: Float[Array, "4"], action: Action, key: PRNGKeyArray) -> tuple[Float[Array, "4"], Step]:
-        x, x_dot, theta, theta_dot = state
-        force = jnp.where(fit_action(self.action_space, action) == 1, self.force, -self.force)
-        cos, sin = jnp.cos(theta), jnp.sin(theta)
+    def rate(self, state: Float[Array, "4"], force: Float[Array, ""] | float) -> Float[Array, "4"]:
+        """Time derivative of the state under a force on the cart [N].
 
-        # Florian (2007), Correct equations for the dynamics of the cart-pole system, (23) and (24), no friction.
+        Florian (2007), Correct equations for the dynamics of the cart-pole system, (23) and (24), no friction.
+        """
+        _, x_dot, theta, theta_dot = state
+        cos, sin = jnp.cos(theta), jnp.sin(theta)
         mass, moment = self.cart_mass + self.pole_mass, self.pole_mass * self.half_length
         push = (force + moment * theta_dot**2 * sin) / mass
         theta_acc = (self.gravity * sin - cos * push) / (self.half_length * (4 / 3 - self.pole_mass * cos**2 / mass))
-        x_acc = push - moment * theta_acc * cos / mass
+        return jnp.stack([x_dot, push - moment * theta_acc * cos / mass, theta_dot, theta_acc])
 
-        rate = jnp.stack([x_dot, x_acc, theta_dot, theta_acc])
-        state = state + self.dt * rate
+    def step(self, state: Float[Array, "4"], action: Action, key: PRNGKeyArray) -> tuple[Float[Array, "4"], Step]:
+        force = jnp.where(fit_action(self.action_space, action) == 1, self.force, -self.force)
+        state = state + self.dt * self.rate(state, force)
         fallen = (jnp.abs(state[0]) > self.max_position) | (jnp.abs(state[2]) > self.max_angle)
         return state, Step(state, jnp.array(1.0), fallen, jnp.array(False))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -50,7 +51,8 @@ class PRDCState(TD3BCState):
 class PRDC(TD3BC):
     """TD3 with a pull towards the nearest pair of the log."""
 
-    beta: float = 2.0  # weight of the state in the distance; paper: 2 for locomotion, 7.5 for mazes
+    # weight of the state in the distance; paper: 2 for locomotion, 7.5 for mazes
+    beta: float = eqx.field(default=2.0, static=True)
     neighbours: int = 1  # pairs to be near to; paper: 1
     mode: Literal["mean", "kth"] = "mean"  # with several: near to all, or to the last alone as in the authors' code
     index: Literal["auto", "kdtree", "brute"] = "auto"  # how pairs are searched

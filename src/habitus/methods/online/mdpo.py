@@ -62,7 +62,8 @@ class MDPO(Learner):
     inner_steps: int = 10  # full-batch steps of an iteration ("m"); authors' README
     anneal: bool = True  # t = 1 - k/K, so that the penalty grows; else t = step_size throughout
     step_size: float = 1.0  # "t", at the start
-    tsallis_q: float = 1.0  # 1 for the KL; else the Bregman divergence of the Tsallis entropy
+    # 1 for the KL; else the Bregman divergence of the Tsallis entropy
+    tsallis_q: float = eqx.field(default=1.0, static=True)
     discount: float = 0.99
     gae_lambda: float = 0.95
     value_epochs: int = 5  # authors' code
@@ -189,7 +190,7 @@ class MDPOOffPolicy(Learner):
     temperature: float = 0.2  # of the entropy; 0 for plain mirror descent; authors' README
     kl_weight: float = 0.8  # of KL(pi || pi_old), 1/t; authors' README; 0 for soft actor-critic
     copy_period: int = 1000  # updates between copies of the actor ("m"); authors' README
-    tsallis_q: float = 1.0  # as above, for each action dimension
+    tsallis_q: float = eqx.field(default=1.0, static=True)  # as above, for each action dimension
     actor_q: Literal["first", "min"] = "first"  # which critic the actor climbs; authors' code: the first
     regularisation: float = 1e-3  # of the actor's mean and log spread; authors' code
     learning_rate: float = 3e-4

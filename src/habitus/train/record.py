@@ -67,7 +67,7 @@ class Record:
             sink.write(row["step"], means)
 
     def history(self) -> dict[str, np.ndarray]:
-        """Each metric as float [chunks, seeds]; 'step' and 'update' as int [chunks]."""
-        out = {k: np.array([row[k] for row in self.rows]) for k in ("step", "update")}
+        """Each metric as float [chunks, seeds]; 'step', 'update' and 'seconds' as [chunks]."""
+        out = {k: np.array([row[k] for row in self.rows]) for k in ("step", "update", "seconds")}
         names = self.rows[0]["metrics"] if self.rows else []
         return out | {k: np.array([row["metrics"][k] for row in self.rows]) for k in names}

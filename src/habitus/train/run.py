@@ -25,7 +25,8 @@ class Run:
         env: the world it was evaluated in, or None.
         seeds: one for each state.
         states: the learner's final state of each seed, on the host.
-        history: for each metric its chunk means, float [chunks, seeds]; 'step' and 'update' are [chunks].
+        history: for each metric its chunk means, float [chunks, seeds]; 'step', 'update' and 'seconds'
+            (wall time) are [chunks].
         evaluations: for each evaluation 'step', 'update', 'returns' [seeds][episodes] and 'lengths'.
         seconds: wall time by kind of work: compile and start, learn, evaluate, save.
         folder: where the run is kept, or None.
@@ -76,8 +77,9 @@ def merge(parts: Sequence[Run]) -> Run:
     """One run of the seeds of several, cut to the shortest of their histories."""
     n = min(len(part.history["update"]) for part in parts)
     m = min(len(part.evaluations) for part in parts)
-    history = {k: parts[0].history[k][:n] for k in ("step", "update")}
-    for name in set.intersection(*(set(part.history) for part in parts)) - {"step", "update"}:
+    points = ("step", "update", "seconds")
+    history = {k: parts[0].history[k][:n] for k in points}
+    for name in set.intersection(*(set(part.history) for part in parts)).difference(points):
         history[name] = np.concatenate([part.history[name][:n] for part in parts], axis=1)
     evaluations = []
     for rows in zip(*(part.evaluations[:m] for part in parts), strict=True):

@@ -42,7 +42,7 @@ def make_learner(learner: Learner | str, settings: dict[str, Any]) -> Learner:
         return learner
     cls = entry(learner)
     if not (isinstance(cls, type) and issubclass(cls, Learner)):
-        raise ConfigError(f"{learner} is a {card(learner).kind}, not a learner; see habitus.methods().")
+        raise ConfigError(f"{learner} is a {card(learner).kind}, not a learner; `habitus methods` lists the learners.")
     known = list(cls.__dataclass_fields__)
     for name in settings:
         if name not in known:

@@ -57,6 +57,14 @@ def names() -> list[str]:
     return maker.names() + [f"{task}-{split}" for task in TASKS for split in SPLITS]
 
 
+def split_name(name: str) -> tuple[str, str]:
+    """Task and split of a standard data set. Raises `UnknownName`, saying what is near."""
+    if name not in names():
+        raise UnknownName(f"{name!r} is neither a file nor a standard data set: {suggest(name, names())}")
+    task = next(t for t in (*maker.TASKS, *TASKS) if name.startswith(f"{t}-"))
+    return task, name.removeprefix(f"{task}-")
+
+
 def load(source: str | Path, **options: Any) -> Dataset:
     """A data set from a file or folder, or the standard one of that name.
 
@@ -68,13 +76,10 @@ def load(source: str | Path, **options: Any) -> Dataset:
         DataError: naming the file, the rows and the remedy.
         UnknownName: if there is neither such a file nor such a standard set.
     """
-    name = str(source)
-    task = next((t for t in TASKS if name.startswith(f"{t}-")), None)
-    if task is not None and not Path(source).exists():
-        return make_offline(task, name.removeprefix(f"{task}-"))
-    if not Path(source).exists() and Path(source).suffix == "" and len(Path(source).parts) == 1 and name not in maker.names():
-        raise UnknownName(f"{name!r} is neither a file nor a standard data set: {suggest(name, names())}")
-    return load_plain(source, **options)
+    path = Path(source)
+    if path.exists() or path.suffix or len(path.parts) > 1:
+        return load_plain(source, **options)
+    return make_offline(*split_name(str(source)))
 
 
 def make_offline(task: str, split: str, seed: int = 0, size: int | None = None) -> Dataset:

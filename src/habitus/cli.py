@@ -1,0 +1,260 @@
+"""The command line: `habitus learn | evaluate | measure | data | claim | methods | cite | report`.
+
+Only the standard library is imported to print help or to list methods.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from habitus.core.card import Card, card, cards
+from habitus.core.errors import ConfigError, HabitusError
+
+Rows = list[tuple[str, ...]]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; errors of habitus are one sentence and exit status 2."""
+    try:
+        _run(list(sys.argv[1:] if argv is None else argv))
+    except HabitusError as error:
+        print(f"habitus: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except BrokenPipeError:  # the reader of our output has left
+        raise SystemExit(0) from None
+
+
+def _run(argv: list[str]) -> None:
+    if argv[:1] == ["learn"]:
+        learn_command(argv[1:])
+        return
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if not hasattr(args, "do"):
+        parser.print_help()
+        return
+    args.do(args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("habitus", description="Learn, judge and compare decision policies.")
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(metavar="COMMAND")
+
+    def command(name: str, do: Callable[[Any], None], about: str, into: Any = commands) -> argparse.ArgumentParser:
+        made = into.add_parser(name, help=about, description=about)
+        made.set_defaults(do=do)
+        return made
+
+    command("learn", lambda _: None, "improve a policy: habitus learn METHOD [--help]")
+    sub = command("evaluate", _evaluate, "run whole episodes of learned policies")
+    sub.add_argument("run", type=Path, help="a run folder, or a saved policy")
+    sub.add_argument("--env", help="a world; by default the run's own")
+    sub.add_argument("--episodes", type=int, default=20)
+    sub.add_argument("--seed", type=int, default=0)
+    sub = command("measure", _measure, "apply an instrument to a data set")
+    sub.add_argument("slug", help="an instrument, such as dataset-perspective")
+    sub.add_argument("target", help="a data set: a file, a folder, or the name of a standard one")
+    sub.add_argument("--reference", help="a data set to measure against, where the instrument needs one")
+    data = command("data", lambda _: data.print_help(), "make, inspect and convert data sets")
+    kinds = data.add_subparsers(metavar="ACTION")
+    sub = command("make", _data_make, "make a standard data set", kinds)
+    sub.add_argument("name", help="such as pendulum-medium or hopper-medium-replay")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--size", type=int, help="rows")
+    sub.add_argument("--out", type=Path, help="where to write it; by default the cache")
+    sub = command("inspect", _data_inspect, "what a data set holds, what is wrong with it, what suits it", kinds)
+    sub.add_argument("data")
+    sub = command("convert", _data_convert, "write a data set in another format", kinds)
+    sub.add_argument("data")
+    sub.add_argument("out", type=Path, help="*.npz, *.hdf5 (D4RL's layout), or a folder (Minari's)")
+    sub = command("claim", _claim, "run the experiment behind a paper's headline claim")
+    sub.add_argument("slug", nargs="?", help="a method; none to list the claims and their verdicts")
+    sub.add_argument("--smoke", action="store_true", help="the same code with a tiny budget")
+    sub.add_argument("--out", type=Path, help="folder for the result; by default nothing is written")
+    sub = command("methods", _methods, "list the methods")
+    sub.add_argument("--json", action="store_true")
+    sub = command("cite", _cite, "print the BibTeX entry of a method")
+    sub.add_argument("slug")
+    sub = command("report", _report, "write one page about one or more runs")
+    sub.add_argument("runs", type=Path, nargs="+")
+    sub.add_argument("--out", type=Path, default=Path("report.html"))
+    return parser
+
+
+def _version() -> str:
+    from habitus import __version__
+
+    return f"habitus {__version__}"
+
+
+def table(header: Sequence[str], rows: Rows) -> None:
+    """Prints a table as wide as the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    made = Table(*header, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        made.add_row(*row)
+    Console().print(made)
+
+
+# --- learn
+
+
+def learn_command(argv: list[str]) -> None:
+    """`habitus learn METHOD`: the options of `learn`, and the hyperparameters of the method."""
+    if not argv or argv[0].startswith("-"):
+        print("usage: habitus learn METHOD [--env WORLD] [--data DATA] [options]; `habitus learn METHOD --help` lists them.")
+        print("methods:", ", ".join(_learners()))
+        return
+    import dataclasses
+
+    import tyro
+
+    from habitus.cli_options import LearnOptions
+    from habitus.core.protocols import Learner, hyperparameters
+    from habitus.train.loop import learn
+    from habitus.train.setup import entry
+
+    slug, rest = argv[0], argv[1:]
+    learner = entry(slug)
+    if not (isinstance(learner, type) and issubclass(learner, Learner)):
+        raise ConfigError(f"{slug} is a {card(slug).kind}, not a learner; use one of {', '.join(_learners())}.")
+    fields = [("options", tyro.conf.OmitArgPrefixes[LearnOptions], dataclasses.field(default_factory=LearnOptions))]
+    fields += [("hyperparameters", tyro.conf.OmitArgPrefixes[learner], dataclasses.field(default_factory=learner))]  # type: ignore[valid-type]
+    both = dataclasses.make_dataclass("Arguments", fields)
+    found: Any = tyro.cli(both, args=rest, prog=f"habitus learn {slug}", description=card(slug).title)
+    options = found.options.resolved(slug)
+    print(f"{slug}: " + ", ".join(f"{k}={v}" for k, v in hyperparameters(found.hyperparameters).items()))
+    run = learn(found.hyperparameters, **options)
+    if run.interrupted:
+        print(f"interrupted; go on with --folder {run.folder} --resume")
+    if run.evaluations:
+        from habitus.measure.statistics import bootstrap_ci
+
+        print(f"return of the last evaluation: {bootstrap_ci(run.returns[-1])} over {len(run.seeds)} seeds")
+    print(run.folder)
+
+
+def _learners() -> list[str]:
+    found = [c for c in cards().values() if c.kind == "learner"]
+    return sorted([c.slug for c in found] + [slug for c in found for slug, _ in c.variants])
+
+
+# --- the others
+
+
+def _policies(path: Path) -> tuple[list[Any], str | None]:
+    """The policies of a run folder or of one saved policy, and the world of the run."""
+    from habitus.core.policy import Deployed
+
+    if (path / "policy.json").exists():
+        return [Deployed.load(path)], None
+    config = path / "config.json"
+    if not config.exists():
+        raise ConfigError(f"{path} is neither a run folder nor a saved policy.")
+    folders = sorted((path / "policy").glob("seed-*"))
+    if not folders:
+        raise ConfigError(f"{path} has no saved policy yet; resume the run to its end.")
+    return [Deployed.load(folder) for folder in folders], json.loads(config.read_text()).get("env")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from habitus.measure.evaluate import evaluate
+
+    policies, world = _policies(args.run)
+    result = evaluate(policies, args.env or world, args.episodes, args.seed)
+    table(("", args.env or world or ""), [tuple(row) for row in result.rows()])
+
+
+def _measure(args: argparse.Namespace) -> None:
+    from habitus.train.setup import entry
+    from habitus.train.standard import load
+
+    found = card(args.slug)
+    if found.kind != "instrument":
+        raise ConfigError(f"{args.slug} is a {found.kind}, not an instrument.")
+    reference = load(args.reference) if args.reference else None
+    result = entry(args.slug)(load(args.target), reference)
+    table(("measure", "value"), [tuple(row) for row in result.rows()])
+
+
+def _data_make(args: argparse.Namespace) -> None:
+    from habitus.data.io import save
+    from habitus.train.standard import make_offline, split_name
+
+    dataset = make_offline(*split_name(args.name), args.seed, args.size)
+    print(dataset)
+    if args.out:
+        print(save(dataset, args.out))
+
+
+def _data_inspect(args: argparse.Namespace) -> None:
+    from habitus.measure.advise import inspection
+    from habitus.train.standard import load
+
+    table(("", args.data), inspection(load(args.data)))
+
+
+def _data_convert(args: argparse.Namespace) -> None:
+    from habitus.data.io import save
+    from habitus.train.standard import load
+
+    print(save(load(args.data), args.out))
+
+
+def _claim(args: argparse.Namespace) -> None:
+    from habitus.claims.harness import claimed, read_result, run_claim
+
+    if args.slug is None:
+        results = [(slug, read_result(slug)) for slug in claimed()]
+        table(("method", "verdict", "date"), [(s, r["verdict"] if r else "not run", r["date"] if r else "") for s, r in results])
+        return
+    result = run_claim(args.slug, args.smoke, args.out)
+    print(result["claim"], "\n")
+    table(("measure", "value", "condition", "holds"), [
+        (m["name"], f"{m['ours']:.4g}" + (f" against {m['baseline']:.4g}" if m["baseline"] is not None else ""),
+         m["condition"], "yes" if m["holds"] else "no") for m in result["measures"]
+    ])  # fmt: skip
+    verdict = "smoke run: the verdict means nothing" if args.smoke else result["verdict"]
+    print(f"\n{verdict} ({result['wall_seconds']:.0f} s)")
+
+
+def _methods(args: argparse.Namespace) -> None:
+    rows = [_method_row(c) for c in cards().values()]
+    if args.json:
+        print(json.dumps(rows, indent=1))
+        return
+    width = max(len(r["slug"]) for r in rows)
+    for row in rows:
+        print(f"{row['slug']:<{width}}  {row['family']:<10} {row['kind']:<10} {row['claim'] or '':<14} {row['title']}")
+
+
+def _method_row(found: Card) -> dict[str, Any]:
+    """A method as plain data; the verdict is read from its result file."""
+    package = Path(__file__).parent
+    folder = package.parents[1] / "results"
+    path = (folder if folder.is_dir() else package / "_results") / f"{found.slug}.json"
+    verdict = json.loads(path.read_text())["verdict"] if path.exists() else None
+    keys = ("slug", "title", "family", "kind")
+    return {k: getattr(found, k) for k in keys} | {"paper": found.arxiv, "claim": verdict, "file": found.file}
+
+
+def _cite(args: argparse.Namespace) -> None:
+    print(card(args.slug).bibtex())
+
+
+def _report(args: argparse.Namespace) -> None:
+    from habitus.report.page import write_report
+
+    print(write_report(args.runs, args.out).resolve())
+
+
+if __name__ == "__main__":
+    main()

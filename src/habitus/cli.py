@@ -110,7 +110,9 @@ def table(header: Sequence[str], rows: Rows) -> None:
 def learn_command(argv: list[str]) -> None:
     """`habitus learn METHOD`: the options of `learn`, and the hyperparameters of the method."""
     if not argv or argv[0].startswith("-"):
-        print("usage: habitus learn METHOD [--env WORLD] [--data DATA] [options]; `habitus learn METHOD --help` lists them.")
+        print(
+            "usage: habitus learn METHOD [--env WORLD] [--data DATA] [options]; `habitus learn METHOD --help` lists them."
+        )
         print("methods:", ", ".join(_learners()))
         return
     import dataclasses
@@ -214,7 +216,10 @@ def _claim(args: argparse.Namespace) -> None:
 
     if args.slug is None:
         results = [(slug, read_result(slug)) for slug in claimed()]
-        table(("method", "verdict", "date"), [(s, r["verdict"] if r else "not run", r["date"] if r else "") for s, r in results])
+        table(
+            ("method", "verdict", "date"),
+            [(s, r["verdict"] if r else "not run", r["date"] if r else "") for s, r in results],
+        )
         return
     result = run_claim(args.slug, args.smoke, args.out)
     print(result["claim"], "\n")

@@ -16,6 +16,7 @@ class LearnOptions:
     env: str | None = None  # a world: a built-in name or a Gymnasium id
     data: str | None = None  # a log: a file, a folder, or the name of a standard data set
     steps: int = 50_000  # environment steps; updates where there is only a log
+    evaluate_in: str | None = None  # a world to evaluate in, for a log of your own
     mix: float | None = None  # share of each batch from the log, if there is a world too
     seeds: tuple[int, ...] = (0,)  # which seeds
     evaluations: int = 10  # how many along the way

@@ -69,7 +69,10 @@ def read_card(path: Path) -> Card:
             assert isinstance(call, ast.Call)
             fields = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
             return Card(
-                **fields, slug=path.stem.replace("_", "-"), family=path.parent.name, file=f"methods/{path.parent.name}/{path.name}"
+                **fields,
+                slug=path.stem.replace("_", "-"),
+                family=path.parent.name,
+                file=f"methods/{path.parent.name}/{path.name}",
             )
     raise HabitusError(f"{path} has no CARD = Card(...); every method file states what it is.")
 

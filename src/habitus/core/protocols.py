@@ -95,7 +95,7 @@ class HostEnv(abc.ABC):
     def step(self, action: Action) -> tuple[Step, Obs]:
         """The consequences of one action a copy, and the observations [num_envs, ...] to act on next."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most worlds hold nothing
         """Releases what the copies hold."""
 
     @property

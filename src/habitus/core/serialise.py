@@ -112,11 +112,15 @@ def load_module(folder: Path, stem: str, kind: type[M], allow: tuple[str, ...] =
     structure, weights = folder / f"{stem}.json", folder / f"{stem}.safetensors"
     for path in (structure, weights):
         if not path.is_file():
-            raise CheckpointError(f"{path} does not exist; a saved {stem} is a folder with {stem}.json and {stem}.safetensors.")
+            raise CheckpointError(
+                f"{path} does not exist; a saved {stem} is a folder with {stem}.json and {stem}.safetensors."
+            )
     try:
         module = from_plain(json.loads(structure.read_text())["module"], load_file(weights), allow)
     except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder} is damaged ({type(error).__name__}: {error}); save the {stem} again.") from error
+        raise CheckpointError(
+            f"{folder} is damaged ({type(error).__name__}: {error}); save the {stem} again."
+        ) from error
     if not isinstance(module, kind):
         raise CheckpointError(f"{structure} holds a {type(module).__name__}, not a {kind.__name__}.")
     return module

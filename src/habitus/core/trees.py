@@ -47,9 +47,7 @@ def copy(tree: T) -> T:
 
 def polyak(target: T, online: T, tau: float | Array) -> T:
     """`tau * online + (1 - tau) * target`, leaf by leaf; the structure is the target's."""
-    return jax.tree.map(
-        lambda t, o: (1 - tau) * t + tau * o if eqx.is_inexact_array(t) else t, target, online
-    )
+    return jax.tree.map(lambda t, o: (1 - tau) * t + tau * o if eqx.is_inexact_array(t) else t, target, online)
 
 
 def select(condition: Bool[Array, ""], yes: T, no: T) -> T:
@@ -105,9 +103,7 @@ def not_finite(tree: PyTree) -> Bool[Array, ""]:
     return jnp.any(jnp.stack([~jnp.isfinite(x).all() for x in leaves])) if leaves else jnp.array(False)
 
 
-def every(
-    period: int, step: Array, act: Callable[..., tuple[T, Metrics]], state: T, *args: Any
-) -> tuple[T, Metrics]:
+def every(period: int, step: Array, act: Callable[..., tuple[T, Metrics]], state: T, *args: Any) -> tuple[T, Metrics]:
     """`act(state, *args)` on steps that `period` divides; the state untouched on the others.
 
     The metrics count `period` times when they occur and 0 otherwise, so that their mean over many
@@ -145,7 +141,9 @@ def minibatches(
     def epoch(state: T, key: PRNGKeyArray) -> tuple[T, Metrics]:
         order_key, act_key = jax.random.split(key)
         order = jax.random.permutation(order_key, rows)[: rows // size * size].reshape(-1, size)
-        return jax.lax.scan(lambda s, x: act(s, take(batch, x[0]), x[1]), state, (order, jax.random.split(act_key, len(order))))
+        return jax.lax.scan(
+            lambda s, x: act(s, take(batch, x[0]), x[1]), state, (order, jax.random.split(act_key, len(order)))
+        )
 
     state, metrics = jax.lax.scan(epoch, state, jax.random.split(key, epochs))
     return state, jax.tree.map(jnp.mean, metrics)

@@ -66,7 +66,11 @@ class Evaluation:
 
     def rows(self) -> list[tuple[str, str]]:
         """The figures, as (name, text)."""
-        unit = f"{len(self.episodes)} seeds of {self.returns.shape[1]}" if len(self.episodes) > 1 else f"{self.returns.shape[1]}"
+        unit = (
+            f"{len(self.episodes)} seeds of {self.returns.shape[1]}"
+            if len(self.episodes) > 1
+            else f"{self.returns.shape[1]}"
+        )
         out = [
             ("episodes", unit),
             ("return, interquartile mean", str(self.iqm())),

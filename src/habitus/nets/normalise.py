@@ -16,8 +16,8 @@ from habitus.core.spec import Spec
 class Standardiser(eqx.Module):
     """`(obs - mean) / std`, with statistics that no gradient reaches."""
 
-    mean: Float[Array, "..."]
-    std: Float[Array, "..."]
+    mean: Float[Array, ...]
+    std: Float[Array, ...]
 
     @classmethod
     def of(cls, spec: Spec, eps: float = 1e-3) -> Self:
@@ -36,9 +36,7 @@ class Standardiser(eqx.Module):
 
     def transition(self, batch: Transition) -> Transition:
         """The same batch with `obs` and `next_obs` standardised."""
-        return eqx.tree_at(
-            lambda b: (b.obs, b.next_obs), batch, (self(batch.obs), self(batch.next_obs))
-        )
+        return eqx.tree_at(lambda b: (b.obs, b.next_obs), batch, (self(batch.obs), self(batch.next_obs)))
 
 
 class RunningMoments(eqx.Module):
@@ -53,7 +51,7 @@ class RunningMoments(eqx.Module):
         """Nothing seen yet."""
         return cls(jnp.full((), 1e-4), jnp.zeros(shape), jnp.ones(shape))
 
-    def update(self, batch: Float[Array, "n *shape"]) -> Self:
+    def update(self, batch: Float[Array, n * shape]) -> Self:
         """The moments after `n` more values."""
         n = batch.shape[0]
         mean, var = batch.mean(0), batch.var(0)

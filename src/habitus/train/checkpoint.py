@@ -101,7 +101,8 @@ class Checkpoints:
         found = self._ocp.StandardCheckpointer().restore(self.path(update).resolve() / "default")
         leaves = [np.asarray(found[name]) for name in sorted(found)]
         same = len(leaves) == len(like) and all(
-            a.dtype == b.dtype and (a.shape == b.shape or a.shape[1:] == b.shape[1:]) for a, b in zip(leaves, like, strict=True)
+            a.dtype == b.dtype and (a.shape == b.shape or a.shape[1:] == b.shape[1:])
+            for a, b in zip(leaves, like, strict=True)
         )
         if not same:
             raise CheckpointError(

@@ -14,13 +14,14 @@ from habitus.core.experience import Step, Transition
 from habitus.core.protocols import Env, HostEnv, Policy
 from habitus.core.trees import Metrics
 from habitus.envs.stepping import step_and_reset
+from habitus.train.host import Actor
 
 
 class EpisodeTally(eqx.Module):
     """Running return and length of each copy, and sums over the episodes finished since the last report."""
 
-    ret: Float[Array, "envs"]
-    length: Int[Array, "envs"]
+    ret: Float[Array, envs]
+    length: Int[Array, envs]
     total_return: Float[Array, ""]
     total_length: Float[Array, ""]
     finished: Float[Array, ""]
@@ -97,13 +98,6 @@ def collect(
     return Collection(*at, state.tally.add(rollout.reward, rollout.done)), rollout
 
 
-@eqx.filter_jit
-def act_batch(policy: Policy, obs: Any, carry: Any, key: PRNGKeyArray, tick: Array) -> tuple[Array, Any]:
-    """Actions for a batch of observations; `tick` makes the keys of successive calls differ."""
-    keys = jax.random.split(jax.random.fold_in(key, tick), jax.tree.leaves(obs)[0].shape[0])
-    return jax.vmap(policy)(obs, carry, keys)
-
-
 class HostCollector:
     """Steps a world that runs in Python, with the policy compiled.
 
@@ -111,7 +105,7 @@ class HostCollector:
     runs in Python while a compiled update that was dispatched meanwhile is still computing.
     """
 
-    def __init__(self, env: HostEnv, explorer: Policy, seed: int):
+    def __init__(self, env: HostEnv, explorer: Actor, seed: int):
         self.env, self.tick = env, 0
         self.obs = env.reset(seed)
         self.key = jax.random.key(seed)
@@ -123,13 +117,12 @@ class HostCollector:
         self.finished: list[tuple[float, int]] = []
         self.success: np.ndarray | None = None  # what the last step said of it, if anything
 
-    def plan(self, explorer: Policy) -> None:
+    def plan(self, explorer: Actor) -> None:
         """Chooses the next actions; waits for the explorer's parameters."""
-        action, self.carry = act_batch(explorer, self.obs, self.carry, self.key, np.uint32(self.tick))
-        self.pending = np.asarray(action)
+        self.pending, self.carry = explorer(self.obs, self.carry, self.key, self.tick)
         self.tick += 1
 
-    def step(self, explorer: Policy) -> Transition:
+    def step(self, explorer: Actor) -> Transition:
         """Takes the planned actions and plans none: one transition a copy, as NumPy arrays."""
         if self.pending is None:
             self.plan(explorer)
@@ -171,9 +164,7 @@ class Episodes(NamedTuple):
     seeds: np.ndarray
 
 
-def run_episodes(
-    policy: Policy, env: Env | HostEnv, episodes: int, seed: int = 0, discount: float = 1.0
-) -> Episodes:
+def run_episodes(policy: Policy, env: Env | HostEnv, episodes: int, seed: int = 0, discount: float = 1.0) -> Episodes:
     """Runs whole episodes from fresh starts; the world and the policy are in the same spaces.
 
     In a compiled world the i-th episode depends on `seed + i` alone. A world that runs in Python is
@@ -222,13 +213,13 @@ def _pure_episodes(policy: Policy, env: Env, seeds: Array, discount: Array) -> t
 
 def _host_episodes(policy: Policy, env: HostEnv, episodes: int, seed: int, discount: float) -> Episodes:
     """Rounds of one episode a copy, each to its end, so that short episodes are not favoured."""
-    parts = []
+    parts, actor = [], Actor.of(policy)
     for start_seed in range(seed, seed + episodes, env.num_envs):
-        collector = HostCollector(env, policy, start_seed)
+        collector = HostCollector(env, actor, start_seed)
         over, won, known = np.zeros(env.num_envs, bool), np.zeros(env.num_envs, bool), True
         returns, discounted, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs), np.zeros(env.num_envs, int)
         while not over.all():
-            step = collector.step(policy)
+            step = collector.step(actor)
             reward = np.where(over, 0.0, step.reward)
             returns += reward
             discounted += discount**lengths * reward

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -15,8 +15,9 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from habitus.core.protocols import Learner, Policy, Source
 from habitus.core.spec import Spec
-from habitus.core.trees import Metrics, is_shared, take, to_numpy
+from habitus.core.trees import Metrics, copy, is_shared, take, to_numpy
 from habitus.train.checkpoint import from_host, to_host
+from habitus.train.host import Actor, act_on_batch, flatten, unflatten
 
 NEVER = np.iinfo(np.int32).max
 
@@ -233,40 +234,50 @@ class HostEngine:
 
     def __init__(self, learner: Learner, source: Source, spec: Spec, seed: int, warm: Sequence[PyTree] | None):
         self.learner, self.source, self.seeds = _traced(learner), source, [seed]
-        learner = self.learner
         learner_key, source_key, loop_key = jax.random.split(jax.random.key(seed), 3)
-        self.key, self.update_key = jax.random.split(loop_key)
-        self.state = eqx.filter_jit(lambda key: learner.init(spec, key))(learner_key) if warm is None else warm[0]
-        self.source_state = source.init(learner.explorer(self.state), source_key)
+        self.draw_key, self.update_key = jax.random.split(loop_key)
+        state = _init_learner(self.learner, spec, learner_key) if warm is None else warm[0]
+        self.fixed, fixed_rest = flatten(self.learner)
+        self.arrays, self.rest = flatten(copy(state))
         self.update = np.zeros((), np.int32)
-        self.tally: Tally | None = None
-        self._explorer = eqx.filter_jit(learner.explorer)
+        self._act = _acting(fixed_rest, self.rest)
+        self._improve = _improving(fixed_rest, self.rest, source.updates_per_draw)
+        self._tally: Tally | None = None
+        self.source_state = source.init(self._explorer(), source_key)  # type: ignore[arg-type]
+
+    def _explorer(self) -> Actor:
+        """The learner's explorer as it is now."""
+        return Actor(self._act, [*self.fixed, *self.arrays], lambda: self.learner.explorer(self.state).init())
+
+    @property
+    def state(self) -> PyTree:
+        """The learner's state."""
+        return unflatten(self.arrays, self.rest)
 
     def advance(self, draws: int) -> Summary:
         """Runs `draws` more draws."""
-        n = self.source.updates_per_draw
         tally = None
         for _ in range(draws):
-            explorer = self.learner.explorer(self.state)
-            self.source_state, batch = self.source.draw(self.source_state, explorer, _fold(self.key, self.update))
-            if tally is None:
-                tally = Tally.like(self._metric_shapes(batch, n))
-            fixed = (self.learner, batch, self.update_key, self.update, n)
-            self.state, tally = _host_update(fixed, self.state, tally)
-            self.update = self.update + np.int32(n)
+            key = _fold(self.draw_key, self.update)
+            self.source_state, batch = self.source.draw(self.source_state, self._explorer(), key)  # type: ignore[arg-type]
+            tally = self._empty_tally(batch) if tally is None else tally
+            self.arrays, tally = self._improve(self.arrays, tally, self.fixed, batch, self.update_key, self.update)
+            self.update = self.update + np.int32(self.source.updates_per_draw)
         assert tally is not None
         self.source_state, report = self.source.report(self.source_state)
         means = {k: np.asarray(v)[None] / draws for k, v in tally.total.items()}
         means |= {k: np.asarray(v)[None] for k, v in report.items()}
         return Summary(means, {k: np.asarray(v)[None] for k, v in tally.first_bad.items()}, int(self.update))
 
-    def _metric_shapes(self, batch: Any, n: int) -> Any:
-        if self.tally is None:
-            self.tally = eqx.filter_eval_shape(_improve, self.learner, self.state, batch, self.update_key, n)[1]
-        return self.tally
+    def _empty_tally(self, batch: Any) -> Tally:
+        if self._tally is None:
+            self._tally = eqx.filter_eval_shape(
+                _improve, self.learner, self.state, batch, self.update_key, self.source.updates_per_draw
+            )[1]
+        return Tally.like(self._tally)  # type: ignore[arg-type]
 
     def learner_state(self, i: int) -> PyTree:
-        """The learner's state."""
+        """The learner's state, on the host."""
         return to_numpy(self.state)
 
     def policy(self, i: int) -> Policy:
@@ -275,7 +286,7 @@ class HostEngine:
 
     def _whole(self) -> PyTree:
         own, _ = _split_shared(self.state)
-        return own, self.source.snapshot(self.source_state), self.update
+        return own, self.source.snapshot(self.source_state), np.asarray(self.update)
 
     def snapshot(self) -> list[np.ndarray]:
         """Every leaf a checkpoint needs; the simulator's own state is not among them."""
@@ -284,7 +295,7 @@ class HostEngine:
     def restore(self, leaves: list[np.ndarray]) -> None:
         """Continues from a snapshot, with fresh episodes."""
         own, source, self.update = from_host(self._whole(), leaves)
-        self.state = eqx.combine(own, _split_shared(self.state)[1])
+        self.arrays, _ = flatten(eqx.combine(own, _split_shared(self.state)[1]))
         self.source_state = self.source.restore(self.source_state, source)
 
     def finite(self) -> bool:
@@ -304,8 +315,32 @@ def _improve(learner: Learner, state: PyTree, batch: Any, key: PRNGKeyArray, n: 
     return learner.update(state, batch, key)
 
 
-@partial(eqx.filter_jit, donate="all-except-first")
-def _host_update(fixed: Any, state: PyTree, tally: Tally) -> tuple[PyTree, Tally]:
-    learner, batch, key, update, n = fixed
-    state, metrics = _improve(learner, state, batch, jax.random.fold_in(key, update), n)
-    return state, tally.add(metrics, update + n)
+@eqx.filter_jit
+def _init_learner(learner: Learner, spec: Spec, key: PRNGKeyArray) -> PyTree:
+    return learner.init(spec, key)
+
+
+@cache
+def _acting(fixed_rest: Any, rest: Any) -> Callable[..., tuple[Array, Any]]:
+    """The explorer of a learner's state, compiled; takes the learner's and the state's arrays together."""
+    count = sum(fixed_rest[2])
+
+    def act(arrays: list[Array], *inputs: Any) -> tuple[Array, Any]:
+        learner, state = unflatten(arrays[:count], fixed_rest), unflatten(arrays[count:], rest)
+        return act_on_batch(learner.explorer(state), *inputs)
+
+    return jax.jit(act)
+
+
+@cache
+def _improving(fixed_rest: Any, rest: Any, n: int) -> Callable[..., tuple[list[Array], Tally]]:
+    """One draw's updates of a learner's state, compiled; the old state and tally are given up."""
+
+    def improve(
+        arrays: list[Array], tally: Tally, fixed: list[Array], batch: Any, key: PRNGKeyArray, update: Array
+    ) -> tuple[list[Array], Tally]:
+        learner, state = unflatten(fixed, fixed_rest), unflatten(arrays, rest)
+        state, metrics = _improve(learner, state, batch, jax.random.fold_in(key, update), n)
+        return flatten(state)[0], tally.add(metrics, update + n)
+
+    return jax.jit(improve, donate_argnums=(0, 1))

@@ -1,13 +1,70 @@
-"""A uniform ring buffer in NumPy, for worlds that run in Python."""
+"""What the loop needs for worlds that run in Python: compiled acting and updating, called cheaply, and
+a ring buffer in NumPy.
+
+Calling a compiled function with a module costs a millisecond of Python to take the module apart. At
+one call for each step of a world that is more than the step itself, so here trees are taken apart once
+and the compiled programs are called with flat lists of arrays.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+from functools import cache
+from typing import Any
+
 import jax
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from habitus.core.experience import Transition
+from habitus.core.protocols import Policy
 from habitus.core.spec import Spec
+from habitus.core.trees import is_array
+
+Arrays = list[Array]
+
+
+def flatten(tree: PyTree) -> tuple[Arrays, Hashable]:
+    """The arrays of a tree, and the rest of it as something that can be looked up."""
+    leaves, structure = jax.tree.flatten(tree)
+    rest = tuple(None if is_array(x) else x for x in leaves)
+    return [x for x in leaves if is_array(x)], (structure, rest, tuple(is_array(x) for x in leaves))
+
+
+def unflatten(arrays: Arrays, rest: Any) -> PyTree:
+    """Inverse of `flatten`."""
+    structure, others, mask = rest
+    queue = iter(arrays)
+    return jax.tree.unflatten(structure, [next(queue) if own else x for own, x in zip(mask, others, strict=True)])
+
+
+class Actor:
+    """A policy for a batch of observations, compiled, with its arrays at hand."""
+
+    def __init__(self, program: Callable[..., tuple[Array, Any]], arrays: Arrays, init: Callable[[], Any]):
+        self.program, self.arrays, self.init = program, arrays, init
+
+    @classmethod
+    def of(cls, policy: Policy) -> Actor:
+        """Takes a policy apart."""
+        arrays, rest = flatten(policy)
+        return cls(_acting(rest), arrays, policy.init)
+
+    def __call__(self, obs: Any, carry: Any, key: PRNGKeyArray, tick: int) -> tuple[np.ndarray, Any]:
+        """Actions for the batch; waits for the policy's parameters. `tick` makes successive calls differ."""
+        action, carry = self.program(self.arrays, obs, carry, key, np.uint32(tick))
+        return np.asarray(action), carry
+
+
+def act_on_batch(policy: Policy, obs: Any, carry: Any, key: PRNGKeyArray, tick: Array) -> tuple[Array, Any]:
+    """The policy over a batch, one key each."""
+    keys = jax.random.split(jax.random.fold_in(key, tick), jax.tree.leaves(obs)[0].shape[0])
+    return jax.vmap(policy)(obs, carry, keys)
+
+
+@cache
+def _acting(rest: Any) -> Callable[..., tuple[Array, Any]]:
+    return jax.jit(lambda arrays, *inputs: act_on_batch(unflatten(arrays, rest), *inputs))
 
 
 class HostBuffer:
@@ -33,9 +90,8 @@ class HostBuffer:
             store[at] = new
         self.position, self.size = (self.position + n) % self.capacity, min(self.size + n, self.capacity)
 
-    def sample(self, key: PRNGKeyArray, n: int) -> Transition:
-        """`n` rows, uniformly and with replacement; the key decides which."""
-        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    def sample(self, rng: np.random.Generator, n: int) -> Transition:
+        """`n` rows, uniformly and with replacement."""
         rows = rng.integers(0, self.size, n)
         return jax.tree.map(lambda x: x[rows], self.data)
 

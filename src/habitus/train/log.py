@@ -13,8 +13,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from habitus.core.errors import CheckpointError, ConfigError, DataError, MissingExtra, RunExists
 
 PACKAGES = ("habitus", "jax", "jaxlib", "equinox", "optax", "numpy", "scipy", "gymnasium", "orbax-checkpoint")
@@ -93,7 +91,9 @@ class RunFolder:
         self.path = path
         existing = path / "config.json"
         if existing.exists() and not (resume or overwrite):
-            raise RunExists(f"{path} already holds a run; pass resume=True (--resume) to go on, or overwrite=True (--overwrite).")
+            raise RunExists(
+                f"{path} already holds a run; pass resume=True (--resume) to go on, or overwrite=True (--overwrite)."
+            )
         if overwrite and existing.exists():
             shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from habitus.core.policy import Deployed
 from habitus.core.protocols import Env, HostEnv, Learner, Source, require
 from habitus.core.spec import Spec
 from habitus.data.dataset import Dataset
+from habitus.envs.registry import make
 from habitus.train.checkpoint import Checkpoints
 from habitus.train.collect import Episodes, run_episodes
 from habitus.train.engine import NEVER, HostEngine, PureEngine, Summary
@@ -46,6 +47,7 @@ def learn(
     logs: Sequence[str] = (),
     points: int = 100,
     warm_start: Run | None = None,
+    evaluate_in: Any = None,
     quiet: bool = True,
     source_options: dict[str, Any] | None = None,
     **settings: Any,
@@ -70,6 +72,7 @@ def learn(
         keep: how many of the newest stay, besides the best by evaluation.
         logs: also log to any of 'tensorboard', 'wandb', 'mlflow'.
         points: how many points the learning curves have.
+        evaluate_in: the world to evaluate in, where it is not the one to learn in.
         warm_start: begin with the states of an earlier run of the same learner.
         quiet: show no progress bar.
         source_options: keyword arguments for the source that is made (`num_envs`, `warmup`, ...).
@@ -89,7 +92,13 @@ def learn(
     require(resume is False or folder is not None, "resume needs the folder of the run.")
     learner = make_learner(learner, settings)
     source, world = make_source(learner, source, env, data, mix, source_options or {})
-    require(not evaluations or world is not None, "evaluations need a world: give env=... (it only evaluates a log's policy).")
+    if evaluate_in is not None:
+        world = make(evaluate_in)
+        source.spec.check_same(world.spec, "the world to evaluate in")
+    require(
+        not evaluations or world is not None,
+        "evaluations need a world: give evaluate_in=...",
+    )
     config = describe(learner, source, world)
     config |= {"steps": steps, "seeds": seed_list, "command": command()}
     home = RunFolder(Path(folder), config, resume, overwrite) if folder is not None else None
@@ -137,9 +146,7 @@ class Plan:
         return {round(self.draws * (i + 1) / n) for i in range(n)}
 
 
-def _drive(
-    plan: Plan, seeds: list[int], warm: Any, record: Record, progress: Progress, interrupt: Interrupt
-) -> Run:
+def _drive(plan: Plan, seeds: list[int], warm: Any, record: Record, progress: Progress, interrupt: Interrupt) -> Run:
     """Runs one group of seeds from its newest checkpoint, or its start, to the end."""
     clock = Clock()
     engine: PureEngine | HostEngine

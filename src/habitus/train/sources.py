@@ -8,20 +8,20 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from habitus.core.errors import ConfigError
 from habitus.core.experience import Transition, flatten_time
 from habitus.core.protocols import Env, HostEnv, Policy, Source, require
 from habitus.core.spec import Spec
-from habitus.core.trees import Metrics
+from habitus.core.trees import Metrics, take
 from habitus.data.dataset import Dataset
 from habitus.envs.host import HostCanonical
 from habitus.envs.registry import canonical
 from habitus.envs.wrappers import Canonical
 from habitus.train.buffer import Buffer
 from habitus.train.collect import Collection, HostCollector, collect, start
-from habitus.train.host import HostBuffer
+from habitus.train.host import Actor, HostBuffer
 
 
 class Uniform(Policy):
@@ -205,7 +205,9 @@ class Replay(Source):
     def draws(self, steps: int) -> int:
         per_draw = self._ratio()[0] * self.num_envs
         if steps <= self.warmup:
-            raise ConfigError(f"steps={steps} ends before the {self.warmup} warm-up steps do; raise steps or lower warmup.")
+            raise ConfigError(
+                f"steps={steps} ends before the {self.warmup} warm-up steps do; raise steps or lower warmup."
+            )
         return -(-(steps - self.warmup) // per_draw)
 
     def steps(self, draws: int) -> int:
@@ -216,8 +218,9 @@ class Replay(Source):
         blocks = -(-self.warmup // self.num_envs)
         if isinstance(self.env, HostEnv):
             state = HostReplayState(HostCollector(self.env, explorer, _seed(key)), HostBuffer(self.spec, self.capacity))
+            random = Actor.of(uniform)
             for _ in range(blocks):
-                state.buffer.add(state.collector.step(uniform))
+                state.buffer.add(state.collector.step(random))
             return state
         start_key, warm_key = jax.random.split(key)
         collection = start(self.env, self.num_envs, explorer, start_key)
@@ -231,24 +234,36 @@ class Replay(Source):
             for _ in range(steps):
                 state.buffer.add(state.collector.step(explorer))
             state.collector.plan(explorer)
-            return state, self._batch(key, repeats, state.buffer.sample)
+            return state, self._host_batch(state.buffer, key, repeats)
         act_key, sample_key = jax.random.split(key)
         collection, rows = collect(self.env, state.collection, explorer, act_key, steps)
         buffer = state.buffer.add(flatten_time(rows))
-        return ReplayState(collection, buffer), self._batch(sample_key, repeats, buffer.sample)
+        return ReplayState(collection, buffer), self._batch(buffer, sample_key, repeats)
 
-    def _batch(self, key: PRNGKeyArray, repeats: int, sample: Any) -> Transition:
+    def _batch(self, buffer: Buffer, key: PRNGKeyArray, repeats: int) -> Transition:
         """`repeats` batches, each mixed from the buffer and the log."""
-        logged = round(self.mix * self.batch_size)
         own_key, log_key = jax.random.split(key)
-        batch = sample(own_key, repeats * (self.batch_size - logged))
-        shape = (repeats, -1) if repeats > 1 else (-1,)
-        batch = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), batch)
-        if self.logged is not None and logged:
-            rows = jax.random.randint(log_key, (repeats, logged) if repeats > 1 else (logged,), 0, self.logged.size)
-            axis = len(shape) - 1
-            batch = jax.tree.map(lambda a, b: jnp.concatenate([a, b[rows]], axis), batch, self.logged)
-        return batch
+        batch = buffer.sample(own_key, repeats * (self.batch_size - self.logged_rows))
+        if self.logged is None or not self.logged_rows:
+            return _stacked(batch, repeats)
+        rows = jax.random.randint(log_key, (repeats * self.logged_rows,), 0, self.logged.size)
+        parts = _stacked(batch, repeats), _stacked(take(self.logged, rows), repeats)
+        return jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=0 if repeats == 1 else 1), *parts)
+
+    def _host_batch(self, buffer: HostBuffer, key: PRNGKeyArray, repeats: int) -> Transition:
+        """As `_batch`, in NumPy."""
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+        batch = buffer.sample(rng, repeats * (self.batch_size - self.logged_rows))
+        if self.prefill is None or not self.logged_rows:
+            return _stacked(batch, repeats)
+        logged = self.prefill.transitions(rng.integers(0, len(self.prefill), repeats * self.logged_rows))
+        parts = _stacked(batch, repeats), _stacked(logged, repeats)
+        return jax.tree.map(lambda *xs: np.concatenate(xs, axis=0 if repeats == 1 else 1), *parts)
+
+    @property
+    def logged_rows(self) -> int:
+        """Rows of each batch that come from the log."""
+        return round(self.mix * self.batch_size)
 
     def report(self, state: Any) -> tuple[Any, Metrics]:
         if isinstance(state, HostReplayState):
@@ -276,10 +291,12 @@ class HostReplayState:
         self.collector, self.buffer = collector, buffer
 
 
+def _stacked(batch: Transition, repeats: int) -> Transition:
+    """One batch, or several along a new leading axis."""
+    if repeats == 1:
+        return batch
+    return jax.tree.map(lambda x: x.reshape(repeats, -1, *x.shape[1:]), batch)
+
+
 def _seed(key: PRNGKeyArray) -> int:
     return int(jax.random.randint(key, (), 0, 2**31 - 1))
-
-
-def reward_scale(batch: Transition, scale: float | Float[Array, ""]) -> Transition:
-    """The same batch with scaled rewards."""
-    return eqx.tree_at(lambda b: b.reward, batch, batch.reward * scale)

@@ -25,6 +25,7 @@ from habitus.data.io import load as load_plain
 from habitus.envs.registry import make
 from habitus.train.collect import HostCollector, run_episodes
 from habitus.train.engine import HostEngine
+from habitus.train.host import Actor
 from habitus.train.runtime import prepare
 from habitus.train.setup import entry
 from habitus.train.sources import Replay, Uniform
@@ -132,7 +133,9 @@ def _make_all(task: str, seed: int) -> None:
     uniform = Uniform.over(source.spec, checks[0][2])
     for name, policy in (("random", uniform), ("medium", medium), ("expert", checks[best][2])):
         splits[name] = _roll_out(Deployed.of(policy, source.spec), plan, seed)
-    splits["medium-expert"] = {k: np.concatenate([splits[s][k] for s in ("medium", "expert")]) for k in splits["medium"]}
+    splits["medium-expert"] = {
+        k: np.concatenate([splits[s][k] for s in ("medium", "expert")]) for k in splits["medium"]
+    }
     returns = {name: Dataset.from_arrays(**columns).returns for name, columns in splits.items()}
     for name, columns in splits.items():
         meta = {
@@ -165,8 +168,9 @@ def _roll_out(policy: Deployed, plan: Task, seed: int) -> dict[str, np.ndarray]:
     """`plan.size` transitions of a policy."""
     env = make(plan.world)
     assert isinstance(env, HostEnv)
-    collector = HostCollector(env, policy, seed + 1)
-    rows = [collector.step(policy) for _ in range(plan.size)]
+    actor = Actor.of(policy)
+    collector = HostCollector(env, actor, seed + 1)
+    rows = [collector.step(actor) for _ in range(plan.size)]
     env.close()
     columns = {k: np.concatenate([getattr(row, k) for row in rows]) for k in vars(rows[0])}
     columns["truncated"][-1] |= not columns["terminated"][-1]

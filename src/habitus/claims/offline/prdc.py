@@ -97,7 +97,13 @@ def _final_returns(arms: Mapping[str, TD3BC], split: str, budget: Budget) -> dic
     out = {}
     for name, learner in arms.items():
         done = learn(
-            learner, log, budget.quick_steps, seeds=budget.seeds, evaluations=1, episodes=budget.quick_episodes, points=5
+            learner,
+            log,
+            budget.quick_steps,
+            seeds=budget.seeds,
+            evaluations=1,
+            episodes=budget.quick_episodes,
+            points=5,
         )
         out[name] = done.returns[-1]
     return out
@@ -125,7 +131,9 @@ def _large(budget: Budget) -> tuple[list[Measure], dict[str, Any]]:
         plain.append(above(f"{name}, PRDC - TD3", _mean(scores["PRDC"]), _mean(scores["TD3"]), gap))
         limit = 10 * float(np.abs(log.returns).max())
         largest = excess["largest |Q|"]
-        sane.append(fact(f"{name}, largest |Q| of PRDC", largest, f"below 10 x best return = {limit:.4g}", largest < limit))
+        sane.append(
+            fact(f"{name}, largest |Q| of PRDC", largest, f"below 10 x best return = {limit:.4g}", largest < limit)
+        )
     return [any_of("better than TD3+BC", better), any_of("better than TD3", plain), *sane], figures
 
 

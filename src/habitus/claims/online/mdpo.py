@@ -95,7 +95,7 @@ def _tabular(budget: Budget) -> tuple[list[Measure], dict[str, Any]]:
     measures, iterations = [], {}
     for t in budget.step_sizes:
         policy, previous, monotone = np.full((20, 4), 0.25), np.full(20, -np.inf), True
-        for k in range(budget.max_iterations):
+        for iteration in range(budget.max_iterations):
             v, advantage = values(policy)
             monotone &= bool((v >= previous - 1e-9).all())
             if np.abs(best - v).max() <= 1e-3:
@@ -103,11 +103,23 @@ def _tabular(budget: Budget) -> tuple[list[Measure], dict[str, Any]]:
             policy = policy * np.exp(t * advantage)
             policy, previous = policy / policy.sum(1, keepdims=True), v
         gap = float(np.abs(best - v).max())
-        iterations[f"t={t:g}"] = k
-        measures.append(fact(f"tabular, t = {t:g}: largest gap to V*", gap, "at most 1e-3, V never falling", gap <= 1e-3 and monotone))
+        iterations[f"t={t:g}"] = iteration
+        measures.append(
+            fact(
+                f"tabular, t = {t:g}: largest gap to V*", gap, "at most 1e-3, V never falling", gap <= 1e-3 and monotone
+            )
+        )
     distance = _inner_distances(values(np.full((20, 4), 0.25))[1])
     falling = all(a > b for a, b in zip(distance[:-1], distance[1:], strict=True))
-    measures.append(fact("tabular, distance to the closed form after 1, 5, 10, 50 inner steps", distance[-1], "falls", falling, distance[0]))
+    measures.append(
+        fact(
+            "tabular, distance to the closed form after 1, 5, 10, 50 inner steps",
+            distance[-1],
+            "falls",
+            falling,
+            distance[0],
+        )
+    )
     return measures, {"tabular iterations": iterations, "inner distances": distance}
 
 
@@ -147,7 +159,10 @@ def _final(done: Run) -> np.ndarray:
 
 
 def _tuned(
-    make_learner: Callable[..., Learner], grid: Sequence[dict[str, float]], train: Callable[[Learner, Sequence[int]], Run], budget: Budget
+    make_learner: Callable[..., Learner],
+    grid: Sequence[dict[str, float]],
+    train: Callable[[Learner, Sequence[int]], Run],
+    budget: Budget,
 ) -> tuple[Run, dict[str, float], dict[str, float]]:
     """The best setting of a grid on the tuning seeds, then run on the real ones."""
     scores = {}
@@ -176,7 +191,9 @@ def _on_policy(task: str, budget: Budget) -> tuple[list[Measure], dict[str, Any]
         figures[name] = {"best": best, "tuning": scores, "final": finals[name].tolist(), "whole run": _whole(done)}
     span = max(float(finals["PPO"].mean()) - RANDOM_RETURN[task], 1e-6)
     ours, one, ppo = ((finals[name] - RANDOM_RETURN[task]) / span for name in arms)
-    several = above(f"{task}, on-policy: ten inner steps - one", float(ours.mean()), float(one.mean()), paired_difference(ours, one))
+    several = above(
+        f"{task}, on-policy: ten inner steps - one", float(ours.mean()), float(one.mean()), paired_difference(ours, one)
+    )
     gap = paired_difference(ours, ppo)
     holds = ours.mean() >= 0.95 or gap.low <= 0 <= gap.high
     par = Measure(
@@ -205,18 +222,39 @@ def _off_policy(task: str, budget: Budget) -> tuple[list[Measure], dict[str, Any
     grid = [{"learning_rate": rate, "temperature": t} for rate in budget.off_rates for t in budget.temperatures]
     sac, sac_best, sac_scores = _tuned(lambda **s: arm(0.0, **s), grid, train, budget)
     middle = budget.kl_weights[len(budget.kl_weights) // 2]
-    _, best, scores = _tuned(lambda **s: arm(middle, **s), grid, train, dataclasses.replace(budget, seeds=budget.tuning_seeds))
-    ours, weight, more = _tuned(lambda **s: arm(**s, **best), [{"kl_weight": w} for w in budget.kl_weights], train, budget)
+    _, best, scores = _tuned(
+        lambda **s: arm(middle, **s), grid, train, dataclasses.replace(budget, seeds=budget.tuning_seeds)
+    )
+    ours, weight, more = _tuned(
+        lambda **s: arm(**s, **best), [{"kl_weight": w} for w in budget.kl_weights], train, budget
+    )
     a, b = _final(ours), _final(sac)
     margin = -0.05 * max(float(b.mean()) - RANDOM_RETURN[task], 0.0)
-    measures = [above(f"{task}, off-policy: MDPO - SAC", float(a.mean()), float(b.mean()), paired_difference(a, b), margin)]
+    measures = [
+        above(f"{task}, off-policy: MDPO - SAC", float(a.mean()), float(b.mean()), paired_difference(a, b), margin)
+    ]
     if task == "pendulum":
         bar = RANDOM_RETURN[task] + 0.8 * (-150 - RANDOM_RETURN[task])
-        measures.append(fact("pendulum, off-policy: lower of both returns", float(min(a.mean(), b.mean())), f"at least {bar:.0f}", min(a.mean(), b.mean()) >= bar))
+        measures.append(
+            fact(
+                "pendulum, off-policy: lower of both returns",
+                float(min(a.mean(), b.mean())),
+                f"at least {bar:.0f}",
+                min(a.mean(), b.mean()) >= bar,
+            )
+        )
     ladder = {w: _late_kl(train(arm(w, **best), budget.seeds)) for w in budget.kl_ladder}
     kl = list(ladder.values())
     falling = all(x > y for x, y in zip(kl[:-1], kl[1:], strict=True))
-    measures.append(fact(f"{task}, off-policy: KL to the old policy at the greatest weight", kl[-1], "falls along the weights", falling, kl[0]))
+    measures.append(
+        fact(
+            f"{task}, off-policy: KL to the old policy at the greatest weight",
+            kl[-1],
+            "falls along the weights",
+            falling,
+            kl[0],
+        )
+    )
     figures = {
         "SAC": {"best": sac_best, "tuning": sac_scores, "final": b.tolist()},
         "MDPO": {"best": best | weight, "tuning": scores | more, "final": a.tolist()},

@@ -140,9 +140,7 @@ class TD3BC(Learner):
         state, actor_metrics = every(self.actor_delay, state.step, self._improve_actor, state, batch, actor_key)
         return state, metrics | actor_metrics
 
-    def _improve_actor(
-        self, state: TD3BCState, batch: Transition, key: PRNGKeyArray
-    ) -> tuple[TD3BCState, Metrics]:
+    def _improve_actor(self, state: TD3BCState, batch: Transition, key: PRNGKeyArray) -> tuple[TD3BCState, Metrics]:
         """The delayed part: one actor step, then all targets move."""
         actor, actor_opt, metrics = descend(
             optax.adam(self.learning_rate), self.actor_loss, state.actor, state.actor_opt, state, batch, key

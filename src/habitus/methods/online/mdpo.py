@@ -149,9 +149,7 @@ class MDPO(Learner):
         (actor, actor_opt), metrics = jax.lax.scan(
             ascend, (state.actor, state.actor_opt), jax.random.split(key, self.inner_steps)
         )
-        state, value_metrics = minibatches(
-            self._fit_value, state, ready, key, self.value_epochs, self.value_batch_size
-        )
+        state, value_metrics = minibatches(self._fit_value, state, ready, key, self.value_epochs, self.value_batch_size)
         state = dataclasses.replace(state, actor=actor, actor_opt=actor_opt, rounds=state.rounds + 1)
         return state, jax.tree.map(lambda m: m[-1], metrics) | value_metrics
 

@@ -79,7 +79,9 @@ class PPO(Learner):
     def __check_init__(self) -> None:
         require(self.learning_rate > 0, f"learning_rate must be above 0, but is {self.learning_rate}.")
         require((0 <= self.discount) & (self.discount <= 1), f"discount must be in [0, 1], but is {self.discount}.")
-        require((0 <= self.gae_lambda) & (self.gae_lambda <= 1), f"gae_lambda must be in [0, 1], but is {self.gae_lambda}.")
+        require(
+            (0 <= self.gae_lambda) & (self.gae_lambda <= 1), f"gae_lambda must be in [0, 1], but is {self.gae_lambda}."
+        )
         require(self.clip > 0, f"clip must be above 0, but is {self.clip}.")
         require(self.epochs >= 1, f"epochs must be 1 or more, but is {self.epochs}.")
         require(self.minibatch_size >= 1, f"minibatch_size must be 1 or more, but is {self.minibatch_size}.")
@@ -139,9 +141,7 @@ class PPO(Learner):
         critic, critic_opt, more = descend(
             self.optimizer, self.critic_loss, state.critic, state.critic_opt, state, batch, key
         )
-        state = dataclasses.replace(
-            state, actor=actor, critic=critic, actor_opt=actor_opt, critic_opt=critic_opt
-        )
+        state = dataclasses.replace(state, actor=actor, critic=critic, actor_opt=actor_opt, critic_opt=critic_opt)
         return state, found | more
 
     def policy(self, state: PPOState) -> Policy:

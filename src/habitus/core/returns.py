@@ -18,14 +18,14 @@ def td_target(
 
 
 def gae(
-    reward: Float[Array, time * batch],
-    value: Float[Array, time * batch],
-    next_value: Float[Array, time * batch],
-    terminated: Bool[Array, time * batch],
-    truncated: Bool[Array, time * batch],
+    reward: Float[Array, "time *batch"],
+    value: Float[Array, "time *batch"],
+    next_value: Float[Array, "time *batch"],
+    terminated: Bool[Array, "time *batch"],
+    truncated: Bool[Array, "time *batch"],
     discount: float | Array,
     gae_lambda: float | Array,
-) -> tuple[Float[Array, time * batch], Float[Array, time * batch]]:
+) -> tuple[Float[Array, "time *batch"], Float[Array, "time *batch"]]:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16), and the TD(lambda) returns.
 
     Args:

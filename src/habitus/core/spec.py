@@ -65,7 +65,7 @@ def _one_hot(index: Array, n: int) -> Float[Array, "... n"]:
     return (jnp.asarray(index)[..., None] == jnp.arange(n)).astype(jnp.float32)
 
 
-def _vector(space: spaces.Space, value: Any) -> Float[Array, width]:
+def _vector(space: spaces.Space, value: Any) -> Float[Array, "width"]:
     """One part of an observation as a vector."""
     if isinstance(space, spaces.Discrete):
         return _one_hot(value - int(space.start), int(space.n))

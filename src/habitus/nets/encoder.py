@@ -18,7 +18,7 @@ class Encoder(eqx.Module):
     size: eqx.AbstractVar[int]
 
     @abc.abstractmethod
-    def __call__(self, obs: Array) -> Float[Array, features]:
+    def __call__(self, obs: Array) -> Float[Array, "features"]:
         """The features of one observation."""
 
 
@@ -27,7 +27,7 @@ class VectorEncoder(Encoder):
 
     size: int = eqx.field(static=True)
 
-    def __call__(self, obs: Float[Array, features]) -> Float[Array, features]:
+    def __call__(self, obs: Float[Array, "features"]) -> Float[Array, "features"]:
         return obs
 
 
@@ -36,7 +36,7 @@ class OneHotEncoder(Encoder):
 
     size: int = eqx.field(static=True)
 
-    def __call__(self, obs: Int[Array, ""]) -> Float[Array, features]:
+    def __call__(self, obs: Int[Array, ""]) -> Float[Array, "features"]:
         return jax.nn.one_hot(obs, self.size)
 
 
@@ -59,7 +59,7 @@ class ConvEncoder(Encoder):
             height, width, channels = (height - kernel) // stride + 1, (width - kernel) // stride + 1, out
         self.layers, self.size, self.integers = tuple(layers), height * width * channels, integers
 
-    def __call__(self, obs: Array) -> Float[Array, features]:
+    def __call__(self, obs: Array) -> Float[Array, "features"]:
         x = jnp.asarray(obs, jnp.float32).transpose(2, 0, 1)
         x = x / 255 if self.integers else x
         for layer in self.layers:

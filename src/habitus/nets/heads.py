@@ -37,7 +37,7 @@ class ObsNet(eqx.Module):
         self.encoder = make_encoder(spec, e_key)
         self.mlp = MLP(self.encoder.size, hidden, outputs, m_key, activation, final_gain)
 
-    def __call__(self, obs: Array) -> Float[Array, outputs]:
+    def __call__(self, obs: Array) -> Float[Array, "outputs"]:
         return self.mlp(self.encoder(obs))
 
 
@@ -72,7 +72,7 @@ class Critic(eqx.Module):
         self.encoder = make_encoder(spec, e_key)
         self.mlp = MLP(self.encoder.size + spec.action_size, hidden, 1, m_key, activation)
 
-    def __call__(self, obs: Array, action: Float[Array, actions]) -> Float[Array, ""]:
+    def __call__(self, obs: Array, action: Float[Array, "actions"]) -> Float[Array, ""]:
         return self.mlp(jnp.concatenate([self.encoder(obs), action]))[0]
 
 
@@ -85,7 +85,7 @@ class DiscreteCritic(eqx.Module):
         spec.require("discrete", "a critic over discrete actions")
         self.net = ObsNet(spec, hidden, spec.num_actions, key, activation)
 
-    def __call__(self, obs: Array) -> Float[Array, n]:
+    def __call__(self, obs: Array) -> Float[Array, "n"]:
         return self.net(obs)
 
 
@@ -104,7 +104,7 @@ class Ensemble(eqx.Module):
         """
         self.members = tuple(make(k) for k in jax.random.split(key, size))
 
-    def __call__(self, *args: Array) -> Float[Array, members * out]:
+    def __call__(self, *args: Array) -> Float[Array, "members *out"]:
         return jnp.stack([member(*args) for member in self.members])
 
 
@@ -122,7 +122,7 @@ class DeterministicActor(eqx.Module):
         spec.require("bounded", "a deterministic actor")
         self.net = ObsNet(spec, hidden, spec.action_size, key)
 
-    def __call__(self, obs: Array) -> Float[Array, actions]:
+    def __call__(self, obs: Array) -> Float[Array, "actions"]:
         return jnp.tanh(self.net(obs))
 
 
@@ -152,7 +152,7 @@ class StochasticActor(eqx.Module):
     """
 
     net: ObsNet
-    log_std: Float[Array, actions] | None
+    log_std: Float[Array, "actions"] | None
     sizes: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(

@@ -15,7 +15,7 @@ from habitus.nets.distributions import Distribution
 
 
 def clipped_value_loss(
-    value: Float[Array, batch], old: Float[Array, batch], target: Float[Array, batch], clip: float | Array
+    value: Float[Array, "batch"], old: Float[Array, "batch"], target: Float[Array, "batch"], clip: float | Array
 ) -> Float[Array, ""]:
     """`mean max((V - R)^2, (V_old + clip(V - V_old, +-c) - R)^2)` (Schulman et al. 2017, as in their code)."""
     near = old + jnp.clip(value - old, -clip, clip)
@@ -38,10 +38,10 @@ class Round(eqx.Module):
 
     obs: Array
     action: Array
-    log_prob: Float[Array, batch]
-    advantage: Float[Array, batch]
-    value: Float[Array, batch]
-    target: Float[Array, batch]
+    log_prob: Float[Array, "batch"]
+    advantage: Float[Array, "batch"]
+    value: Float[Array, "batch"]
+    target: Float[Array, "batch"]
 
 
 def prepare_round(

@@ -25,7 +25,7 @@ class Linear(eqx.Module):
     """`x @ weight + bias`, with the weight as [in, out] so that a batch is one plain product."""
 
     weight: Float[Array, "inputs outputs"]
-    bias: Float[Array, outputs]
+    bias: Float[Array, "outputs"]
 
     def __init__(self, inputs: int, outputs: int, key: PRNGKeyArray, gain: float | None = None):
         """Args:
@@ -41,7 +41,7 @@ class Linear(eqx.Module):
             self.weight = jax.nn.initializers.orthogonal(gain)(key, (inputs, outputs))
             self.bias = jnp.zeros(outputs)
 
-    def __call__(self, x: Float[Array, inputs]) -> Float[Array, outputs]:
+    def __call__(self, x: Float[Array, "inputs"]) -> Float[Array, "outputs"]:
         return x @ self.weight + self.bias
 
 
@@ -77,7 +77,7 @@ class MLP(eqx.Module):
         gains = [None if final_gain is None else 2**0.5] * len(hidden) + [final_gain]
         self.layers = tuple(Linear(i, o, k, g) for i, o, k, g in zip(sizes[:-1], sizes[1:], keys, gains, strict=True))
 
-    def __call__(self, x: Float[Array, inputs]) -> Float[Array, outputs]:
+    def __call__(self, x: Float[Array, "inputs"]) -> Float[Array, "outputs"]:
         activate = ACTIVATIONS[self.activation]
         for layer in self.layers[:-1]:
             x = activate(layer(x))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Self
 
 import equinox as eqx
 import jax
@@ -16,11 +15,11 @@ from habitus.core.spec import Spec
 class Standardiser(eqx.Module):
     """`(obs - mean) / std`, with statistics that no gradient reaches."""
 
-    mean: Float[Array, ...]
-    std: Float[Array, ...]
+    mean: Float[Array, "..."]
+    std: Float[Array, "..."]
 
     @classmethod
-    def of(cls, spec: Spec, eps: float = 1e-3) -> Self:
+    def of(cls, spec: Spec, eps: float = 1e-3) -> Standardiser:
         """From the log of `spec`: its mean, and its population standard deviation plus `eps`.
 
         The identity where there is no log, or where observations are integers or images.
@@ -47,11 +46,11 @@ class RunningMoments(eqx.Module):
     var: Float[Array, "*shape"]
 
     @classmethod
-    def start(cls, shape: tuple[int, ...]) -> Self:
+    def start(cls, shape: tuple[int, ...]) -> RunningMoments:
         """Nothing seen yet."""
         return cls(jnp.full((), 1e-4), jnp.zeros(shape), jnp.ones(shape))
 
-    def update(self, batch: Float[Array, n * shape]) -> Self:
+    def update(self, batch: Float[Array, "n *shape"]) -> RunningMoments:
         """The moments after `n` more values."""
         n = batch.shape[0]
         mean, var = batch.mean(0), batch.var(0)

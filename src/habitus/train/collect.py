@@ -20,8 +20,8 @@ from habitus.train.host import Actor
 class EpisodeTally(eqx.Module):
     """Running return and length of each copy, and sums over the episodes finished since the last report."""
 
-    ret: Float[Array, envs]
-    length: Int[Array, envs]
+    ret: Float[Array, "envs"]
+    length: Int[Array, "envs"]
     total_return: Float[Array, ""]
     total_length: Float[Array, ""]
     finished: Float[Array, ""]

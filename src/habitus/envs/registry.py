@@ -72,7 +72,7 @@ def make(world: World, num_envs: int = 1, **kwargs: Any) -> Env | HostEnv:
         return GymnaxEnv.make(world.removeprefix("gymnax:"), **kwargs)
     try:
         return GymnasiumEnv(world, num_envs, **kwargs)
-    except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv):
+    except gymnasium.error.Error:  # unregistered, of a version that is gone, or not even shaped like an id
         raise UnknownName(f"no world is called {world!r}: {_near(world)}") from None
 
 

@@ -12,11 +12,12 @@ from habitus.core.protocols import Env, EnvState
 from habitus.envs.worlds.acrobot import Acrobot
 from habitus.envs.worlds.bit_flip import BitFlip
 from habitus.envs.worlds.cartpole import CartPole
+from habitus.envs.worlds.cartpole_swingup import CartPoleSwingUp
 from habitus.envs.worlds.four_rooms import GOAL, SIZE, WALLS, FourRooms
 from habitus.envs.worlds.mountaincar_continuous import MountainCarContinuous
 from habitus.envs.worlds.pendulum import Pendulum
 from habitus.envs.worlds.pointmaze import PointMaze
-from habitus.envs.wrappers import Canonical, TimeLimit
+from habitus.envs.wrappers import Wrapper
 
 HEIGHT = WIDTH = 240
 PAPER, INK, FAINT, BODY, GOAL_COLOUR = (250, 250, 247), (52, 58, 64), (206, 212, 218), (28, 126, 214), (55, 178, 77)
@@ -34,9 +35,8 @@ def render(env: Env, state: EnvState) -> np.ndarray:
     Raises:
         SpaceMismatch: if there is no drawing of this world.
     """
-    while isinstance(env, (TimeLimit, Canonical)):
-        state = state.state if isinstance(env, TimeLimit) else state
-        env = env.env
+    while isinstance(env, Wrapper):
+        state, env = env.inner(state), env.env
     canvas = np.full((HEIGHT, WIDTH, 3), PAPER, np.float32)
     _draw(env, np.asarray(state), canvas)
     return canvas.round().astype(np.uint8)
@@ -54,8 +54,9 @@ def _(env: Pendulum, state: np.ndarray, canvas: np.ndarray) -> None:
     _line(canvas, pivot, pivot, 3, PAPER)
 
 
-@_draw.register
-def _(env: CartPole, state: np.ndarray, canvas: np.ndarray) -> None:
+@_draw.register(CartPole)
+@_draw.register(CartPoleSwingUp)
+def _(env: CartPole | CartPoleSwingUp, state: np.ndarray, canvas: np.ndarray) -> None:
     rail, scale = 170.0, WIDTH / (2.4 * env.max_position)
     cart = (WIDTH / 2 + scale * float(state[0]), rail)
     _line(canvas, (0, rail), (WIDTH, rail), 1, FAINT)

@@ -17,50 +17,10 @@ from habitus.core.spec import Spec
 from habitus.envs.actions import fit_action
 
 
-class Timed(eqx.Module):
-    """A state and how many steps led to it."""
-
-    state: EnvState
-    time: Int[Array, ""]
-
-
-class TimeLimit(Env):
-    """Truncates episodes after `limit` steps; one that terminates there is not truncated."""
+class Wrapper(Env):
+    """A world that holds a world, and is like it but for what a subclass says."""
 
     env: Env
-    limit: int = eqx.field(static=True)
-
-    def __check_init__(self) -> None:
-        require(self.limit > 0, f"a time limit must be above 0, but is {self.limit}.")
-
-    @property
-    def observation_space(self) -> gymnasium.Space:
-        return self.env.observation_space
-
-    @property
-    def action_space(self) -> gymnasium.Space:
-        return self.env.action_space
-
-    @property
-    def horizon(self) -> int:
-        return min(self.limit, self.env.horizon or self.limit)
-
-    def reset(self, key: PRNGKeyArray) -> tuple[Timed, Obs]:
-        state, obs = self.env.reset(key)
-        return Timed(state, jnp.zeros((), jnp.int32)), obs
-
-    def step(self, state: Timed, action: Action, key: PRNGKeyArray) -> tuple[Timed, Step]:
-        inner, step = self.env.step(state.state, action, key)
-        time = state.time + 1
-        truncated = (step.truncated | (time >= self.limit)) & ~step.terminated
-        return Timed(inner, time), Step(step.obs, step.reward, step.terminated, truncated, step.info)
-
-
-class ScaledReward(Env):
-    """Multiplies rewards by `scale`."""
-
-    env: Env
-    scale: float
 
     @property
     def observation_space(self) -> gymnasium.Space:
@@ -77,15 +37,56 @@ class ScaledReward(Env):
     def reset(self, key: PRNGKeyArray) -> tuple[EnvState, Obs]:
         return self.env.reset(key)
 
+    def inner(self, state: EnvState) -> EnvState:
+        """The state of the world inside, given this one's."""
+        return state
+
+
+class Timed(eqx.Module):
+    """A state and how many steps led to it."""
+
+    state: EnvState
+    time: Int[Array, ""]
+
+
+class TimeLimit(Wrapper):
+    """Truncates episodes after `limit` steps; one that terminates there is not truncated."""
+
+    limit: int = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        require(self.limit > 0, f"a time limit must be above 0, but is {self.limit}.")
+
+    @property
+    def horizon(self) -> int:
+        return min(self.limit, self.env.horizon or self.limit)
+
+    def reset(self, key: PRNGKeyArray) -> tuple[Timed, Obs]:
+        state, obs = self.env.reset(key)
+        return Timed(state, jnp.zeros((), jnp.int32)), obs
+
+    def step(self, state: Timed, action: Action, key: PRNGKeyArray) -> tuple[Timed, Step]:
+        inner, step = self.env.step(state.state, action, key)
+        time = state.time + 1
+        truncated = (step.truncated | (time >= self.limit)) & ~step.terminated
+        return Timed(inner, time), Step(step.obs, step.reward, step.terminated, truncated, step.info)
+
+    def inner(self, state: Timed) -> EnvState:
+        return state.state
+
+
+class ScaledReward(Wrapper):
+    """Multiplies rewards by `scale`."""
+
+    scale: float
+
     def step(self, state: EnvState, action: Action, key: PRNGKeyArray) -> tuple[EnvState, Step]:
         state, step = self.env.step(state, action, key)
         return state, eqx.tree_at(lambda s: s.reward, step, self.scale * step.reward)
 
 
-class Canonical(Env):
+class Canonical(Wrapper):
     """A world as learners see it: observations and actions in the canonical form of `Spec`."""
-
-    env: Env
 
     @property
     def observation_space(self) -> gymnasium.Space:
@@ -94,10 +95,6 @@ class Canonical(Env):
     @property
     def action_space(self) -> gymnasium.Space:
         return canonical_spaces(self.env.spec)[1]
-
-    @property
-    def horizon(self) -> int | None:
-        return self.env.horizon
 
     def reset(self, key: PRNGKeyArray) -> tuple[EnvState, Array]:
         state, obs = self.env.reset(key)

@@ -120,6 +120,8 @@ def _registered(name: str, kwargs: dict[str, Any]) -> gymnasium.Env:
         if "mujoco" in str(error).lower():
             raise MissingExtra(name, "mujoco") from error
         raise HabitusError(f"{name} needs something that is not installed: {error}") from error
+    except ImportError as error:
+        raise HabitusError(f"{name} cannot be made: {error}") from error
     except TypeError as error:
         raise ConfigError(f"{name} cannot be made with {kwargs}: {error}") from error
 

@@ -52,9 +52,9 @@ def test_inferred_spaces():
     assert whole.action_space == spaces.Discrete(3)
     several = Dataset.from_arrays(**arrays | {"action": np.array([[0, 1], [2, 0], [1, 1]] * 3)})
     assert several.action_space == spaces.MultiDiscrete([3, 2])
-    tabular = Dataset.from_arrays(**arrays | {"obs": np.arange(9), "next_obs": np.arange(9)})
+    tabular = Dataset.from_arrays(**arrays | {"obs": np.arange(9), "next_obs": np.arange(9) * 0})
     assert tabular.observation_space == spaces.Discrete(9)
-    images = np.zeros((9, 4, 4, 3), np.uint8)
+    images = np.arange(9 * 48).reshape(9, 4, 4, 3).astype(np.uint8)
     assert Dataset.from_arrays(**arrays | {"obs": images, "next_obs": images}).spec.image
 
 

@@ -1,6 +1,7 @@
 """Writing and reading every format, and what other libraries make of it."""
 
 import builtins
+import dataclasses
 import json
 import os
 import zipfile
@@ -13,7 +14,7 @@ from gymnasium import spaces
 
 from habitus.core.errors import ConfigError, DataError, MissingExtra, UnknownName
 from habitus.data.canonical import LazyColumn
-from habitus.data.dataset import COLUMNS, Dataset
+from habitus.data.dataset import COLUMNS
 from habitus.data.formats import npz
 from habitus.data.io import load, save
 from habitus.data.source import DatasetSource
@@ -182,7 +183,7 @@ def test_we_read_what_minari_writes(kind, tmp_path, monkeypatch):
     )
     found = load(tmp_path / "tests" / "log-v0")
     assert found.meta == {"minari": "tests/log-v0"}
-    assert_same(Dataset(**vars(found) | {"meta": data.meta}), data)
+    assert_same(dataclasses.replace(found, meta=data.meta), data)
 
 
 def test_minari_from_an_environment(tmp_path, monkeypatch):

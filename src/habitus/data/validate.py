@@ -22,12 +22,14 @@ def check(dataset: Dataset) -> list[Defect]:
 
     Errors: NaN or Inf, values outside their space, episodes that overlap, are empty or lie outside
     the log, ends inside an episode, episodes that stop for no recorded reason.
-    Warnings: columns that never change, successors that are not the next observation.
+    Warnings: columns that never change, successors that are not the next observation (or are that
+    of another episode), terminations that look like time-outs, a log without any end.
     """
     starts = _starts(dataset)
     if starts:
         return starts
-    found = _values(dataset) + _ends(dataset) + _constants(dataset) + _successors(dataset)
+    checks = (_values, _ends, _constants, _successors, _time_outs)
+    found = [defect for examine in checks for defect in examine(dataset)]
     return sorted(found, key=lambda defect: defect.severity)
 
 
@@ -164,9 +166,22 @@ def _successors(dataset: Dataset) -> list[Defect]:
             stop = min(start + CHUNK, len(dataset) - 1)
             far = ~np.isclose(np.asarray(now[start + 1 : stop + 1]), np.asarray(after[start:stop]), atol=1e-4)
             broken[start:stop] |= _any(far)
-    rows = np.flatnonzero(broken & inner)
-    if not len(rows):
+    rows, ends = np.flatnonzero(broken & inner), dataset.ends[:-1]
+    goes_on = len(ends) > 1 and not broken[ends].any()  # at every end, into the next episode
+    if len(rows):
+        cause = "the flags may be shifted by a row" if goes_on else "rows may be shuffled or missing"
+        return [_defect("next_obs", rows, "is not the observation of the next row", cause, severity="warning")]
+    if goes_on:
+        what = "is the first observation of the next episode at the end of each: the final ones were lost to resets"
+        remedy = "record the observation before resetting, or leave next_obs out"
+        return [_defect("next_obs", ends, what, remedy, severity="warning")]
+    return []
+
+
+def _time_outs(dataset: Dataset) -> list[Defect]:
+    """Terminations that all come after the same number of steps."""
+    lengths = dataset.lengths[dataset.complete]
+    if len(lengths) < 3 or dataset.truncated.any() or lengths.min() != lengths.max() or lengths[0] == 1:
         return []
-    continued = not dataset.truncated.any() and not broken[np.flatnonzero(dataset.terminated[:-1])].any()
-    cause = "terminated may hold time-outs or be shifted by a row" if continued else "rows may be shuffled or missing"
-    return [_defect("next_obs", rows, "is not the observation of the next row", cause, severity="warning")]
+    what = f"ends every episode after {lengths[0]} steps, and nothing is truncated: these look like time-outs"
+    return [Defect("terminated", what, "pass them as truncated, or no value reaches past them", severity="warning")]

@@ -18,7 +18,7 @@ REFERENCES = {
     "halfcheetah": (-280.178953, 12135.0),
     "walker2d": (1.629008, 4592.3),
 }
-_HEADER = "habitus"  # attribute with what the format itself has no place for
+_HEADER = "habitus"  # bytes with what the format itself has no place for
 
 
 def read(path: Path, *, limit: int | None = None, validate: bool = True) -> Dataset:
@@ -29,7 +29,9 @@ def read(path: Path, *, limit: int | None = None, validate: bool = True) -> Data
         guard.require_size(sum(map(hdf5.size_of, arrays.values())), limit or guard.LIMIT)
         columns: dict[str, Any] = {name: hdf5.read_array(array) for name, array in arrays.items()}
         columns |= {name: columns.get(name) for name in (*COLUMNS, "starts")}
-        header = guard.read_header(file.attrs[_HEADER]) if _HEADER in file.attrs else {"meta": _references(path.stem)}
+        header: dict[str, Any] = {"meta": _references(path.stem)}
+        if _HEADER in file:
+            header = guard.read_header(hdf5.read_array(hdf5.child(file, _HEADER)).tobytes())
         return Dataset.from_arrays(**columns, **header, validate=validate)
 
 
@@ -50,13 +52,7 @@ def write(dataset: Dataset, path: Path) -> None:
     """
     if isinstance(dataset.obs, (dict, tuple)):
         raise DataError("D4RL files hold one observation array; save Dict observations as npz or Minari.")
-    h5py = hdf5.import_h5py()
-    with guard.whole(path) as draft, h5py.File(draft, "w") as file:
-        file.attrs[_HEADER] = guard.header_of(dataset)
+    with guard.whole(path) as draft, hdf5.created(draft) as file:
+        hdf5.write_array(file, _HEADER, np.frombuffer(guard.header_of(dataset).encode(), np.uint8))
         for name in (*COLUMNS, "starts"):
-            column = getattr(dataset, name)
-            array = file.create_dataset(guard.FIELDS[name], column.shape, np.dtype(column.dtype))
-            row = 0
-            for chunk in guard.chunks(column):
-                array[row : row + len(chunk)] = chunk
-                row += len(chunk)
+            hdf5.write_array(file, guard.FIELDS[name], getattr(dataset, name))

@@ -32,9 +32,11 @@ def read(path: Path, *, limit: int | None = None, validate: bool = True) -> Data
     """The data set in a folder, in memory."""
     with guard.reading(path):
         metadata = json.loads((path / "data" / "metadata.json").read_text(encoding="utf-8"))
+        if not isinstance(metadata, dict):
+            raise DataError("metadata.json holds no names and values.")
         if metadata.get("data_format", "hdf5") != "hdf5":
             raise DataError(f"it is stored as {metadata['data_format']}; convert it to hdf5 with Minari.")
-        known = {k: _space(json.loads(metadata[k])) for k in _SPACES if k in metadata}
+        known = {name: _read_space(name, metadata[name]) for name in _SPACES if name in metadata}
     with hdf5.opened(path / "data" / "main_data.hdf5") as file:
         groups = [hdf5.child(file, name) for name in sorted((n for n in file if n.startswith("episode_")), key=_number)]
         if len(groups) != metadata.get("total_episodes", len(groups)) or not groups:
@@ -120,10 +122,9 @@ def write(dataset: Dataset, path: Path) -> None:
     """
     if path.exists():
         raise DataError(f"{path} exists; remove it, or choose another name.")
-    h5py = hdf5.import_h5py()
     with guard.whole(path) as draft:
         (draft / "data").mkdir(parents=True)
-        with h5py.File(draft / "data" / "main_data.hdf5", "w", track_order=True) as file:
+        with hdf5.created(draft / "data" / "main_data.hdf5") as file:
             for index in range(len(dataset.starts)):
                 _write_episode(file.create_group(f"episode_{index}"), index, dataset)
         size = (draft / "data" / "main_data.hdf5").stat().st_size / 1e6
@@ -136,7 +137,7 @@ def _write_episode(group: Any, index: int, dataset: Dataset) -> None:
     group.attrs["id"] = index
     group.attrs["total_steps"] = rows.stop - rows.start
     for name, field in _COLUMNS.items():
-        group[field] = getattr(dataset, name)[rows]
+        hdf5.write_array(group, field, getattr(dataset, name)[rows])
     after = dict(column_leaves("observations", dataset.next_obs))
     for name, leaf in column_leaves("observations", dataset.obs):
         obs, next_obs = np.asarray(leaf[rows]), np.asarray(after[name][rows])
@@ -147,7 +148,7 @@ def _write_episode(group: Any, index: int, dataset: Dataset) -> None:
                 "each observation once; save as npz."
             )
         parts = [f"_index_{part}" if part.isdigit() else part for part in name.split(".")]
-        group["/".join(parts)] = np.concatenate([obs, next_obs[-1:]])
+        hdf5.write_array(group, "/".join(parts), np.concatenate([obs, next_obs[-1:]]))
 
 
 def _metadata(dataset: Dataset, folder: str) -> dict[str, Any]:
@@ -184,6 +185,13 @@ def _space_json(space: spaces.Space) -> dict[str, Any]:
     if isinstance(space, spaces.Tuple):
         return {"type": kind, "subspaces": [_space_json(v) for v in space.spaces]}
     raise SpaceMismatch(f"a {kind} space cannot be saved.")
+
+
+def _read_space(name: str, text: str) -> spaces.Space:
+    try:
+        return _space(json.loads(text))
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"metadata.json: {name} is damaged ({type(error).__name__}: {error}).") from error
 
 
 def _space(data: dict[str, Any]) -> spaces.Space:

@@ -91,10 +91,12 @@ _SPACES = {
 
 
 def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
-    """The members that hold columns, by their names in memory; refuses archives that overlap themselves."""
+    """The members that hold columns, by their names in memory; refuses archives that contradict themselves."""
     infos = archive.infolist()
     if sum(info.compress_size for info in infos) > path.stat().st_size:
         raise DataError("its members overlap; it is not an archive that NumPy wrote.")
+    for info in infos:
+        archive.open(info).close()  # compares the name with the one beside the bytes, so that none is lost by damage
     out: dict[str, zipfile.ZipInfo] = {}
     in_memory = {file: name for name, file in guard.FIELDS.items()} | {name: name for name in guard.FIELDS}
     for info in infos:

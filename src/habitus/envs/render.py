@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import singledispatch
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -37,36 +37,29 @@ def render(env: Env, state: EnvState) -> np.ndarray:
     """
     while isinstance(env, Wrapper):
         state, env = env.inner(state), env.env
+    if type(env) not in DRAWINGS:
+        raise SpaceMismatch(f"there is no drawing of {type(env).__name__}; only the built-in worlds can be drawn.")
     canvas = np.full((HEIGHT, WIDTH, 3), PAPER, np.float32)
-    _draw(env, np.asarray(state), canvas)
+    DRAWINGS[type(env)](env, np.asarray(state, float), canvas)
     return canvas.round().astype(np.uint8)
 
 
-@singledispatch
-def _draw(env: Any, state: np.ndarray, canvas: np.ndarray) -> None:
-    raise SpaceMismatch(f"there is no drawing of {type(env).__name__}; only the built-in worlds can be drawn.")
-
-
-@_draw.register
-def _(env: Pendulum, state: np.ndarray, canvas: np.ndarray) -> None:
+def _pendulum(env: Pendulum, state: np.ndarray, canvas: np.ndarray) -> None:
     pivot = (WIDTH / 2, HEIGHT / 2)
-    _line(canvas, pivot, _polar(pivot, 85, state[0]), 9, BODY)
-    _line(canvas, pivot, pivot, 3, PAPER)
+    _line(canvas, pivot, _polar(pivot, 85.0, state[0]), 9.0, BODY)
+    _line(canvas, pivot, pivot, 3.0, PAPER)
 
 
-@_draw.register(CartPole)
-@_draw.register(CartPoleSwingUp)
-def _(env: CartPole | CartPoleSwingUp, state: np.ndarray, canvas: np.ndarray) -> None:
+def _cartpole(env: CartPole | CartPoleSwingUp, state: np.ndarray, canvas: np.ndarray) -> None:
     rail, scale = 170.0, WIDTH / (2.4 * env.max_position)
     cart = (WIDTH / 2 + scale * float(state[0]), rail)
-    _line(canvas, (0, rail), (WIDTH, rail), 1, FAINT)
-    _line(canvas, (cart[0] - 15, rail), (cart[0] + 15, rail), 9, INK)
+    _line(canvas, (0, rail), (WIDTH, rail), 1.0, FAINT)
+    _line(canvas, (cart[0] - 15, rail), (cart[0] + 15, rail), 9.0, INK)
     # The angle grows to the right, unlike the pendulum's.
-    _line(canvas, cart, _polar(cart, 100, -state[2]), 4, BODY)
+    _line(canvas, cart, _polar(cart, 100.0, -state[2]), 4.0, BODY)
 
 
-@_draw.register
-def _(env: MountainCarContinuous, state: np.ndarray, canvas: np.ndarray) -> None:
+def _mountain_car(env: MountainCarContinuous, state: np.ndarray, canvas: np.ndarray) -> None:
     def place(position: float) -> Point:
         share = (position - env.min_position) / (env.max_position - env.min_position)
         return WIDTH * share, HEIGHT * (0.55 - 0.3 * float(np.sin(3 * position)))
@@ -75,39 +68,35 @@ def _(env: MountainCarContinuous, state: np.ndarray, canvas: np.ndarray) -> None
     for start, end in zip(road, road[1:], strict=False):
         _line(canvas, start, end, 1.5, INK)
     x, y = place(env.goal_position)
-    _line(canvas, (x, y), (x, y - 30), 2, GOAL_COLOUR)
+    _line(canvas, (x, y), (x, y - 30), 2.0, GOAL_COLOUR)
     x, y = place(float(state[0]))
-    _line(canvas, (x, y - 8), (x, y - 8), 8, BODY)
+    _line(canvas, (x, y - 8), (x, y - 8), 8.0, BODY)
 
 
-@_draw.register
-def _(env: Acrobot, state: np.ndarray, canvas: np.ndarray) -> None:
+def _acrobot(env: Acrobot, state: np.ndarray, canvas: np.ndarray) -> None:
     axle = (WIDTH / 2, HEIGHT / 2)
-    elbow = _polar(axle, 52, np.pi + state[0])
-    _line(canvas, (0, axle[1] - 52), (WIDTH, axle[1] - 52), 1, GOAL_COLOUR)
-    _line(canvas, axle, elbow, 6, INK)
-    _line(canvas, elbow, _polar(elbow, 52, np.pi + state[0] + state[1]), 6, BODY)
+    elbow = _polar(axle, 52.0, np.pi + state[0])
+    _line(canvas, (0, axle[1] - 52), (WIDTH, axle[1] - 52), 1.0, GOAL_COLOUR)
+    _line(canvas, axle, elbow, 6.0, INK)
+    _line(canvas, elbow, _polar(elbow, 52.0, np.pi + state[0] + state[1]), 6.0, BODY)
 
 
-@_draw.register
-def _(env: PointMaze, state: np.ndarray, canvas: np.ndarray) -> None:
+def _pointmaze(env: PointMaze, state: np.ndarray, canvas: np.ndarray) -> None:
     scale = _cells(canvas, env.walls)
     goal, at = state[4:6] * scale, state[:2] * scale
     _line(canvas, goal, goal, env.radius * scale, GOAL_COLOUR)
-    _line(canvas, at, at + state[2:4] * scale / 4, 2, INK)
-    _line(canvas, at, at, 6, BODY)
+    _line(canvas, at, at + state[2:4] * scale / 4, 2.0, INK)
+    _line(canvas, at, at, 6.0, BODY)
 
 
-@_draw.register
-def _(env: FourRooms, state: np.ndarray, canvas: np.ndarray) -> None:
+def _four_rooms(env: FourRooms, state: np.ndarray, canvas: np.ndarray) -> None:
     scale = _cells(canvas, WALLS)
     for (row, column), colour in ((GOAL, GOAL_COLOUR), (divmod(int(state[0]), SIZE), BODY)):
         centre = ((column + 0.5) * scale, (row + 0.5) * scale)
         _line(canvas, centre, centre, scale / 3, colour)
 
 
-@_draw.register
-def _(env: BitFlip, state: np.ndarray, canvas: np.ndarray) -> None:
+def _bit_flip(env: BitFlip, state: np.ndarray, canvas: np.ndarray) -> None:
     step = WIDTH / (env.bits + 1)
     for i, bit in enumerate(state):
         row, column = divmod(i, env.bits)
@@ -143,3 +132,15 @@ def _line(canvas: np.ndarray, start: Any, end: Any, radius: float, colour: Colou
     cover = np.clip(radius + 0.5 - distance, 0, 1)[..., None]
     patch = canvas[top:bottom, left:right]
     patch += cover * (np.array(colour, np.float32) - patch)
+
+
+DRAWINGS: dict[type[Env], Callable[[Any, np.ndarray, np.ndarray], None]] = {
+    Pendulum: _pendulum,
+    CartPole: _cartpole,
+    CartPoleSwingUp: _cartpole,
+    MountainCarContinuous: _mountain_car,
+    Acrobot: _acrobot,
+    PointMaze: _pointmaze,
+    FourRooms: _four_rooms,
+    BitFlip: _bit_flip,
+}

@@ -100,7 +100,7 @@ class Canonical(Wrapper):
         state, obs = self.env.reset(key)
         return state, self.env.spec.encode_obs(obs)
 
-    def step(self, state: EnvState, action: Array, key: PRNGKeyArray) -> tuple[EnvState, Step]:
+    def step(self, state: EnvState, action: Action, key: PRNGKeyArray) -> tuple[EnvState, Step]:
         spec = self.env.spec
         action = spec.decode_action(fit_action(self.action_space, action))
         state, step = self.env.step(state, action, key)

@@ -34,6 +34,6 @@ def reference_returns(of: Dataset | str) -> tuple[float, float]:
 
 
 def normalised_score(of: Dataset | str, returns: Any) -> np.ndarray:
-    """100 (R - R_random) / (R_expert - R_random) for each of `returns`; see `reference_returns` for `of`."""
+    """100 (R - R_random) / (R_expert - R_random) of each of `returns`, any shape; see `reference_returns`."""
     low, high = reference_returns(of)
-    return 100 * (np.asarray(returns, np.float64) - low) / (high - low)
+    return np.asarray(100 * (np.asarray(returns, np.float64) - low) / (high - low))

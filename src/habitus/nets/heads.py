@@ -172,3 +172,21 @@ class StochasticActor(eqx.Module):
         if self.log_std is not None:
             return Normal(out, self.log_std)
         return MultiCategorical(out, self.sizes) if self.sizes else Categorical(out)
+
+
+class BoundedGaussianActor(eqx.Module):
+    """One observation to a Gaussian whose mean is squashed into [-1, 1] and whose spread is the same everywhere.
+
+    Unlike a squashed Gaussian, it gives logged actions at the bounds a finite likelihood.
+    """
+
+    net: ObsNet
+    log_std: Float[Array, "actions"]
+
+    def __init__(self, spec: Spec, hidden: Sequence[int], key: PRNGKeyArray):
+        spec.require("bounded", "a Gaussian actor with a squashed mean")
+        self.net = ObsNet(spec, hidden, spec.action_size, key)
+        self.log_std = jnp.zeros(spec.action_size)
+
+    def __call__(self, obs: Array) -> Normal:
+        return Normal(jnp.tanh(self.net(obs)), jnp.clip(self.log_std, -5.0, 2.0))

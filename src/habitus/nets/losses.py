@@ -7,7 +7,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from habitus.core.experience import Transition, flatten_time
 from habitus.core.returns import gae
@@ -73,3 +73,9 @@ def tsallis_log(log_p: Float[Array, "*shape"], q: float) -> Float[Array, "*shape
     if q == 1.0:
         return log_p
     return jnp.expm1((q - 1) * jnp.maximum(log_p, jnp.log(1e-6))) / (q - 1)
+
+
+def pick(values: Float[Array, "batch n"], action: Int[Array, "batch"]) -> Float[Array, "batch"]:
+    """The value of each row's action. A masked sum: the gradient of a gather is a slow scatter on a CPU."""
+    chosen = action[:, None] == jnp.arange(values.shape[1])
+    return jnp.where(chosen, values, 0.0).sum(1)

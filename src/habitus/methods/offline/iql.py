@@ -1,0 +1,153 @@
+"""IQL: implicit Q-learning.
+
+Offline value learning that never asks for the value of an action outside the log. The state value is an
+upper expectile of Q over logged actions, which approaches the best logged action as the expectile goes
+to 1; Q learns from that value, and the policy is cloned from the log with weights that grow
+exponentially with the advantage.
+
+I. Kostrikov, A. Nair and S. Levine, "Offline Reinforcement Learning with Implicit Q-Learning", ICLR 2022.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from habitus.core.card import Card
+from habitus.core.experience import Transition
+from habitus.core.protocols import Learner, Policy, require
+from habitus.core.returns import td_target
+from habitus.core.spec import Spec
+from habitus.core.trees import Metrics, copy, descend, polyak, trainable
+from habitus.nets.heads import BoundedGaussianActor, Ensemble, Value, twin_critic
+from habitus.nets.losses import expectile_loss
+from habitus.nets.normalise import Standardiser
+from habitus.nets.policies import Mode, Normalised, Sampling
+
+CARD = Card(
+    title="Offline Reinforcement Learning with Implicit Q-Learning",
+    authors="Kostrikov, Ilya and Nair, Ashvin and Levine, Sergey",
+    year=2022,
+    venue="International Conference on Learning Representations",
+    arxiv="2110.06169",
+    kind="learner",
+    entry="IQL",
+    data=("log", "env"),
+    actions=("continuous",),
+)
+
+
+class IQLState(eqx.Module):
+    """Networks, optimisers, and the statistics of the observations."""
+
+    actor: BoundedGaussianActor
+    critic: Ensemble
+    value: Value
+    target_critic: Ensemble
+    actor_opt: optax.OptState
+    critic_opt: optax.OptState
+    value_opt: optax.OptState
+    normaliser: Standardiser
+
+
+class IQL(Learner):
+    """Expectile values and advantage-weighted cloning. Real, bounded actions."""
+
+    expectile: float = 0.7  # paper: 0.7 for locomotion, 0.9 for mazes
+    temperature: float = 3.0  # inverse temperature of the weights ("beta"); paper: 3, mazes 10
+    max_weight: float = 100.0  # authors' code
+    learning_rate: float = 3e-4
+    discount: float = 0.99
+    tau: float = 0.005  # Polyak rate of the target critics
+    normalise: bool = False  # standardise observations with the log's statistics; the authors do not
+    batch_size: int = 256
+    hidden: tuple[int, ...] = (256, 256)
+
+    trains: ClassVar = {"value": ("value_loss",), "actor": ("actor_loss",), "critic": ("critic_loss",)}
+
+    def __check_init__(self) -> None:
+        require((0 < self.expectile) & (self.expectile < 1), f"expectile must be in (0, 1), but is {self.expectile}.")
+        require(self.temperature >= 0, f"temperature must be 0 or more, but is {self.temperature}.")
+        require(self.max_weight > 0, f"max_weight must be above 0, but is {self.max_weight}.")
+        require(self.learning_rate > 0, f"learning_rate must be above 0, but is {self.learning_rate}.")
+        require((0 <= self.discount) & (self.discount <= 1), f"discount must be in [0, 1], but is {self.discount}.")
+        require((0 < self.tau) & (self.tau <= 1), f"tau must be in (0, 1], but is {self.tau}.")
+        require(self.batch_size >= 1, f"batch_size must be 1 or more, but is {self.batch_size}.")
+
+    def init(self, spec: Spec, key: PRNGKeyArray) -> IQLState:
+        actor_key, critic_key, value_key = jax.random.split(key, 3)
+        actor = BoundedGaussianActor(spec, self.hidden, actor_key)
+        critic = twin_critic(spec, self.hidden, critic_key)
+        value = Value(spec, self.hidden, value_key)
+        adam = optax.adam(self.learning_rate)
+        return IQLState(
+            actor=actor,
+            critic=critic,
+            value=value,
+            target_critic=copy(critic),
+            actor_opt=adam.init(trainable(actor)),
+            critic_opt=adam.init(trainable(critic)),
+            value_opt=adam.init(trainable(value)),
+            normaliser=Standardiser.of(spec if self.normalise else dataclasses.replace(spec, dataset=None)),
+        )
+
+    def _advantage(self, value: Value, state: IQLState, batch: Transition) -> Float[Array, "batch"]:
+        """`min_k Q'_k(s, a) - V(s)`."""
+        q = jax.vmap(state.target_critic)(batch.obs, batch.action).min(-1)
+        return jax.lax.stop_gradient(q) - jax.vmap(value)(batch.obs)
+
+    def value_loss(
+        self, value: Value, state: IQLState, batch: Transition, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """`mean L_tau(min_k Q'_k(s, a) - V(s))`, the expectile loss (eq. 5)."""
+        advantage = self._advantage(value, state, batch)
+        loss = expectile_loss(advantage, self.expectile).mean()
+        return loss, {"value_loss": loss, "advantage": advantage.mean()}
+
+    def actor_loss(
+        self, actor: BoundedGaussianActor, state: IQLState, batch: Transition, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """`-mean exp(beta A(s, a)) log pi(a|s)`, the weight clipped (eq. 7)."""
+        advantage = jax.lax.stop_gradient(self._advantage(state.value, state, batch))
+        weight = jnp.minimum(jnp.exp(self.temperature * advantage), self.max_weight)
+        log_prob = jax.vmap(lambda o, a: actor(o).log_prob(a))(batch.obs, batch.action)
+        loss = -(weight * log_prob).mean()
+        return loss, {"actor_loss": loss, "log_prob": log_prob.mean()}
+
+    def critic_loss(
+        self, critic: Ensemble, state: IQLState, batch: Transition, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """`sum_k mean (Q_k(s, a) - r - gamma V(s'))^2` (eq. 6)."""
+        next_value = jax.vmap(state.value)(batch.next_obs)
+        target = jax.lax.stop_gradient(td_target(batch.reward, batch.terminated, next_value, self.discount))
+        q = jax.vmap(critic)(batch.obs, batch.action)
+        loss = ((q - target[:, None]) ** 2).mean(0).sum()
+        return loss, {"critic_loss": loss, "q": q.mean()}
+
+    def update(self, state: IQLState, batch: Transition, key: PRNGKeyArray) -> tuple[IQLState, Metrics]:
+        adam, batch = optax.adam(self.learning_rate), state.normaliser.transition(batch)
+        value, value_opt, metrics = descend(adam, self.value_loss, state.value, state.value_opt, state, batch, key)
+        state = dataclasses.replace(state, value=value, value_opt=value_opt)
+        actor, actor_opt, found = descend(adam, self.actor_loss, state.actor, state.actor_opt, state, batch, key)
+        critic, critic_opt, more = descend(adam, self.critic_loss, state.critic, state.critic_opt, state, batch, key)
+        state = dataclasses.replace(
+            state,
+            actor=actor,
+            actor_opt=actor_opt,
+            critic=critic,
+            critic_opt=critic_opt,
+            target_critic=polyak(state.target_critic, critic, self.tau),
+        )
+        return state, metrics | found | more
+
+    def policy(self, state: IQLState) -> Policy:
+        return Normalised(Mode(state.actor), state.normaliser)
+
+    def explorer(self, state: IQLState) -> Policy:
+        return Normalised(Sampling(state.actor), state.normaliser)

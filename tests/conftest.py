@@ -1,0 +1,15 @@
+"""Every test sees habitus with its annotations checked, and shares what is slow to make again."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+# before anything imports habitus: modules that are imported already would stay unchecked
+assert not any(name.partition(".")[0] == "habitus" for name in sys.modules), "habitus was imported before its hook."
+install_import_hook("habitus", "typechecker.check")
+
+# compiled programs and standard data sets; outlives a test run, and its workers share it
+os.environ.setdefault("HABITUS_CACHE", str(Path(tempfile.gettempdir()) / f"habitus-tests-{os.getuid()}"))

@@ -212,7 +212,8 @@ def _data_convert(args: argparse.Namespace) -> None:
 
 
 def _claim(args: argparse.Namespace) -> None:
-    from habitus.claims.harness import claimed, read_result, run_claim
+    from habitus.claims.harness import claimed, run_claim
+    from habitus.measure.results import read_result
 
     if args.slug is None:
         results = [(slug, read_result(slug)) for slug in claimed()]
@@ -242,11 +243,11 @@ def _methods(args: argparse.Namespace) -> None:
 
 
 def _method_row(found: Card) -> dict[str, Any]:
-    """A method as plain data; the verdict is read from its result file."""
-    package = Path(__file__).parent
-    folder = package.parents[1] / "results"
-    path = (folder if folder.is_dir() else package / "_results") / f"{found.slug}.json"
-    verdict = json.loads(path.read_text())["verdict"] if path.exists() else None
+    """A method as plain data."""
+    from habitus.measure.results import read_result
+
+    result = read_result(found.slug)
+    verdict = result["verdict"] if result else None
     keys = ("slug", "title", "family", "kind")
     return {k: getattr(found, k) for k in keys} | {"paper": found.arxiv, "claim": verdict, "file": found.file}
 

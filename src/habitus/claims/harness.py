@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import importlib
-import json
 import os
 import platform
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from habitus.core.card import card, cards
-from habitus.core.errors import DataError, UnknownName, suggest
+from habitus.core.errors import UnknownName, suggest
 from habitus.measure.statistics import Interval
 from habitus.train.log import command, git_state, versions, write_json
 from habitus.train.runtime import prepare
@@ -141,28 +140,6 @@ def claimed() -> list[str]:
     """Slugs of the methods that have a claim."""
     folder = Path(__file__).parent
     return [s for s, c in cards().items() if (folder / c.family / f"{s.replace('-', '_')}.py").exists()]
-
-
-def results_folder() -> Path:
-    """Where results are read from: the working tree's `results/`, else those that came with the package."""
-    package = Path(__file__).parents[1]
-    tree = package.parents[1] / "results"
-    return tree if tree.is_dir() else package / "_results"
-
-
-def read_result(slug: str) -> dict[str, Any] | None:
-    """The committed result of a claim, or None.
-
-    Raises:
-        DataError: if the file is damaged.
-    """
-    path = results_folder() / f"{slug}.json"
-    if not path.exists():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON ({error}); run `habitus claim {slug}` again.") from error
 
 
 def machine() -> dict[str, Any]:

@@ -24,7 +24,7 @@ from habitus.methods.offline.td3bc import TD3BC
 from habitus.train.collect import run_episodes
 from habitus.train.loop import learn
 from habitus.train.run import Run
-from habitus.train.standard import make_offline
+from habitus.train.standard import make_offline, split_name
 
 PLAIN = 1e6  # alpha so large that the cloning term vanishes: TD3
 
@@ -60,7 +60,20 @@ def run(budget: Budget) -> Outcome:
         "Pendulum rewards are divided by 10, discount .97, networks 64-64, batch 128, learning rate 1e-3.",
         "Logs and reference returns are made on this machine, so scores are not comparable with D4RL's.",
     ]
-    return Outcome([*quick, *large], notes, {"pendulum returns": quick_figures, "normalised scores": large_figures})
+    figures = {"pendulum returns": quick_figures, "normalised scores": large_figures, "logs": summaries(large_figures)}
+    return Outcome([*quick, *large], notes, figures)
+
+
+def summaries(scores: Mapping[str, Mapping[str, Sequence[float]]]) -> list[dict[str, Any]]:
+    """Each log with its quality and the mean score of each method at its default, for advice on similar logs."""
+    arms = {"prdc": "PRDC", "td3bc": "TD3+BC 2.5"}
+    out = []
+    for name, rows in scores.items():
+        log = make_offline(*split_name(name))
+        quality = float(normalised_score(log, log.meta["behaviour_return"])) / 100
+        means = {slug: float(np.mean(rows[arm])) for slug, arm in arms.items()}
+        out.append({"log": name, "actions": "continuous", "TQ": quality, "SACo": None, "scores": means})
+    return out
 
 
 def _quick(budget: Budget) -> tuple[list[Measure], dict[str, Any]]:

@@ -34,7 +34,7 @@ def test_numbers_are_those_of_the_log():
 
 def test_saturated_actions_are_counted():
     data = log(lengths=(50, 30, 40))
-    action = data.action.copy()
+    action = np.clip(data.action, -1.9, 2.9)
     action[:30, 0], action[30:36, 0] = 3.0, -2.0
     arrays = {name: getattr(data, name) for name in ("obs", "reward", "terminated", "truncated", "next_obs")}
     card = inspect(Dataset.from_arrays(**arrays, action=action, action_space=data.action_space))

@@ -18,6 +18,7 @@ from habitus.core.experience import Trajectory, Transition
 from habitus.core.spec import Spec
 from habitus.data import canonical, infer
 from habitus.data.defects import column_leaves, raise_errors, structure
+from habitus.data.summary import Summary, summarise
 
 COLUMNS = ("obs", "action", "reward", "next_obs", "terminated", "truncated")
 Rows = Any
@@ -98,8 +99,8 @@ class Dataset:
         action, reward, terminated = np.asanyarray(action), np.asanyarray(reward), np.asanyarray(terminated)
         columns = {"obs": obs, "next_obs": obs if next_obs is None else next_obs, "action": action}
         columns["reward"] = reward.astype(np.float32, copy=False) if reward.dtype.kind in "iuf" else reward
-        columns["terminated"] = _booleans(terminated)
-        columns["truncated"] = np.zeros_like(columns["terminated"]) if truncated is None else _booleans(truncated)
+        columns["terminated"] = infer.flags(terminated)
+        columns["truncated"] = np.zeros_like(columns["terminated"]) if truncated is None else infer.flags(truncated)
         bounds = np.zeros(1, np.int64) if starts is None else np.asarray(starts)
         observation_space = observation_space or infer.observation_space_of(obs)
         action_space = action_space or infer.action_space_of(action)
@@ -217,25 +218,18 @@ class Dataset:
     @property
     def mean(self) -> Float[np.ndarray, "..."]:
         """Mean of the canonical observations, float32 [*obs]."""
-        return self._moments[0]
+        return self._summary.mean.astype(np.float32)
 
     @property
     def std(self) -> Float[np.ndarray, "..."]:
         """Population standard deviation of the canonical observations, float32 [*obs]."""
-        return self._moments[1]
+        return self._summary.std.astype(np.float32)
 
     @cached_property
-    def _moments(self) -> tuple[np.ndarray, np.ndarray]:
+    def _summary(self) -> Summary:
         if isinstance(self.observation_space, spaces.Discrete):
             raise SpaceMismatch("observations are integers, which have no mean; normalise vectors only.")
-        obs, total, square = self.canonical().obs, 0.0, 0.0
-        shift = np.asarray(obs[0], np.float64)  # keeps the squares small where the mean is large
-        for start in range(0, len(self), canonical.CHUNK):
-            chunk = np.asarray(obs[start : start + canonical.CHUNK], np.float64) - shift
-            total, square = total + chunk.sum(0), square + np.square(chunk).sum(0)
-        mean = total / len(self)
-        variance = np.maximum(square / len(self) - np.square(mean), 0)
-        return (mean + shift).astype(np.float32), np.sqrt(variance).astype(np.float32)
+        return summarise(self.canonical().obs)
 
     # --- making others
 
@@ -308,13 +302,6 @@ class Dataset:
         meta = self.meta | {"dropped_rows": len(self) - len(rows)}
         made = dataclasses.replace(made, truncated=truncated, meta=meta)
         return made._rows(rows, np.concatenate([[0], np.flatnonzero(np.diff(self.episode_of(rows))) + 1]))
-
-
-def _booleans(column: Any) -> np.ndarray:
-    """Flags as booleans where they are 0 and 1; anything else is left for the checks to name."""
-    column = np.asanyarray(column)
-    zero_one = column.dtype.kind in "iuf" and bool(np.isin(column, (0, 1)).all())
-    return column.astype(bool) if zero_one else column
 
 
 def _pick(column: Any, rows: Rows) -> Any:

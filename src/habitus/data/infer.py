@@ -81,6 +81,13 @@ def _multi_discrete(action: np.ndarray) -> spaces.MultiDiscrete:
     return spaces.MultiDiscrete(action.max(0).astype(np.int64) + 1)
 
 
+def flags(column: Any) -> np.ndarray:
+    """Flags as booleans where they are 0 and 1; anything else is left for the checks to name."""
+    column = np.asanyarray(column)
+    zero_one = column.dtype.kind in "iuf" and bool(np.isin(column, (0, 1)).all())
+    return column.astype(bool) if zero_one else column
+
+
 def starts_of(done: Bool[np.ndarray, "rows"]) -> Int[np.ndarray, "episodes"]:
     """The first row of each episode, given where episodes end."""
     return np.concatenate([[0], np.flatnonzero(done[:-1]) + 1]).astype(np.int64)

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from jaxtyping import Float
 
 from habitus.core.spec import Spec
 from habitus.data import maker
-from habitus.data.canonical import CHUNK
 from habitus.data.dataset import Dataset
 from habitus.data.defects import Defect
 from habitus.data.measures import entropy_of_visits, state_action_coverage, trajectory_quality, unique_pairs
+from habitus.data.summary import pieces, summarise
 from habitus.data.validate import check
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -175,10 +174,12 @@ def _features(name: str, column: Any, dataset: Dataset) -> list[Feature]:
     labels = _labels(dataset) if name == "obs" else [f"action[{i}]" for i in range(column.shape[1])]
     bounded = name == "action" and Spec(dataset.observation_space, dataset.action_space).bounded
     raw = dataset.action.reshape(len(dataset), -1) if name == "action" else column
-    low, high, mean, std = _moments(raw)
+    found = summarise(raw)
     at_bound: list[Any] = _share_at_bound(column) if bounded else [None] * len(labels)
     return [
-        Feature(label, float(low[i]), float(high[i]), float(mean[i]), float(std[i]), at_bound[i])
+        Feature(
+            label, float(found.low[i]), float(found.high[i]), float(found.mean[i]), float(found.std[i]), at_bound[i]
+        )
         for i, label in enumerate(labels)
     ]
 
@@ -188,18 +189,6 @@ def _labels(dataset: Dataset) -> list[str]:
     return [f"{name}[{i}]" for name, part in names.items() for i in range(part.stop - part.start)]
 
 
-def _moments(column: Any) -> Float[np.ndarray, "4 dimensions"]:
-    """Least, greatest, mean and standard deviation of each dimension."""
-    chunks = [np.asarray(column[start : start + CHUNK], np.float64) for start in range(0, len(column), CHUNK)]
-    mean = np.sum([chunk.sum(0) for chunk in chunks], 0) / len(column)
-    variance = np.sum([np.square(chunk - mean).sum(0) for chunk in chunks], 0) / len(column)
-    low, high = np.min([chunk.min(0) for chunk in chunks], 0), np.max([chunk.max(0) for chunk in chunks], 0)
-    return np.stack([low, high, mean, np.sqrt(variance)])
-
-
 def _share_at_bound(column: Any) -> list[float]:
-    counts = [
-        (np.abs(np.asarray(column[start : start + CHUNK])) >= _SATURATED).sum(0)
-        for start in range(0, len(column), CHUNK)
-    ]
+    counts = [(np.abs(piece) >= _SATURATED).sum(0) for piece in pieces(column)]
     return [float(share) for share in np.sum(counts, 0) / len(column)]

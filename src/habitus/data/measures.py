@@ -20,6 +20,7 @@ from habitus.data.canonical import CHUNK
 from habitus.data.dataset import Dataset
 from habitus.data.hyperloglog import HyperLogLog, hash_rows
 from habitus.data.scores import reference_returns
+from habitus.data.summary import summarise
 
 EXACT_ROWS = 5_000_000  # beyond, pairs are counted with HyperLogLog
 BINS, MANY_DIMENSIONS, FEWER_BINS = 100, 6, 20
@@ -81,8 +82,8 @@ class Grid:
         bins = bins or (FEWER_BINS if dimensions > MANY_DIMENSIONS else BINS)
         if bins < 2:
             raise ConfigError(f"a grid of {bins} edges divides nothing; give at least 2.")
-        limits = [_limits(column) for column in real]
-        edges = [np.linspace(low[i], high[i], bins) for low, high in limits for i in range(len(low))]
+        limits = [limit for column in real for limit in zip(*summarise(column)[:2], strict=True)]
+        edges = [np.linspace(low, high, bins) for low, high in limits]
         return cls(np.stack(edges) if edges else np.zeros((0, bins)), Spec(log.observation_space, log.action_space))
 
     def hashes(self, dataset: Dataset) -> UInt64[np.ndarray, "rows"]:
@@ -173,12 +174,6 @@ def entropy_of_visits(dataset: Dataset, reference: Dataset | None = None, *, bin
 
 def _is_real(column: Any) -> bool:
     return column.dtype.kind == "f" and len(column.shape) == 2
-
-
-def _limits(column: Any) -> tuple[np.ndarray, np.ndarray]:
-    chunks = [np.asarray(column[start : start + CHUNK]) for start in range(0, len(column), CHUNK)]
-    low = np.min([chunk.min(0) for chunk in chunks], 0)
-    return low.astype(np.float64), np.max([chunk.max(0) for chunk in chunks], 0).astype(np.float64)
 
 
 def _bytes_as_words(images: np.ndarray) -> np.ndarray:

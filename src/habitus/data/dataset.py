@@ -159,7 +159,7 @@ class Dataset:
     @cached_property
     def returns(self) -> Float[np.ndarray, "episodes"]:
         """Undiscounted return of each episode; of an incomplete one, what was recorded of it."""
-        return np.add.reduceat(np.asarray(self.reward, np.float64), self.starts)
+        return np.add.reduceat(self.reward, self.starts, dtype=np.float64)
 
     @cached_property
     def complete(self) -> Bool[np.ndarray, "episodes"]:

@@ -65,8 +65,8 @@ class DatasetSource(Source):
         log = dataset.canonical()
         fits = log.nbytes < resident
         self.columns = log.transitions(slice(None)) if fits else None
-        spans = jnp.asarray(np.repeat(log.ends, log.lengths), jnp.int32)
-        self.last = spans if fits and window is not None else None
+        windowed = fits and window is not None
+        self.last = jnp.asarray(np.repeat(log.ends, log.lengths), jnp.int32) if windowed else None
 
     @property
     def pure(self) -> bool:

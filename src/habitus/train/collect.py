@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from habitus.core.experience import Step, Transition
 from habitus.core.protocols import Env, HostEnv, Policy
@@ -84,7 +84,7 @@ def collect(
     num_envs = state.tally.ret.shape[0]
     fresh = explorer.init()
 
-    def one(at: tuple[Any, Any, Any], keys: PRNGKeyArray) -> tuple[tuple[Any, Any, Any], Transition]:
+    def one(at: tuple[Any, Any, Any], keys: Key[Array, "2 envs"]) -> tuple[tuple[Any, Any, Any], Transition]:
         env_state, obs, carry = at
         action, carry = jax.vmap(explorer)(obs, carry, keys[0])
         env_state, step, first = jax.vmap(lambda s, a, k: step_and_reset(env, s, a, k))(env_state, action, keys[1])

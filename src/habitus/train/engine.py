@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import Array, Key, PRNGKeyArray, PyTree
 
 from habitus.core.protocols import Learner, Policy, Source
 from habitus.core.spec import Spec
@@ -115,7 +115,7 @@ def _traced(learner: Learner) -> Learner:
 
 
 @eqx.filter_jit
-def _init(learner: Learner, source: Source, keys: PRNGKeyArray, spec: Spec) -> tuple[PyTree, PyTree]:
+def _init(learner: Learner, source: Source, keys: Key[Array, "seeds"], spec: Spec) -> tuple[PyTree, PyTree]:
     """First states, one a key; the source is an argument, so that its data is no constant of the program."""
 
     def one(key: PRNGKeyArray) -> tuple[PyTree, PyTree]:

@@ -247,6 +247,18 @@ def test_spoilt_columns(spoil, format, tmp_path):
 
 
 @pytest.mark.parametrize("format", WRITERS)
+@pytest.mark.parametrize("spoil", [negative_lengths, starts_outside, shuffled_starts, wrong_flags])
+def test_spoilt_columns_without_successors(spoil, format, tmp_path):
+    for seed in range(SEEDS):
+        columns, header = sound_columns(seed)
+        pattern = spoil(columns, np.random.default_rng(seed))
+        del columns["next_observations"]
+        path = tmp_path / f"{seed}.{format}"
+        WRITERS[format](path, columns, header)
+        refused(path, pattern)
+
+
+@pytest.mark.parametrize("format", WRITERS)
 @pytest.mark.parametrize("spoil", SPOILT_FILES, ids=lambda f: f.__name__)
 def test_spoilt_files(spoil, format, tmp_path):
     for seed in range(SEEDS):

@@ -155,6 +155,17 @@ def test_subset_and_concat():
         Dataset.concat([data, other])
 
 
+def test_lists_are_arrays():
+    given = {name: column.tolist() for name, column in walk().items()}
+    data = Dataset.from_arrays(**given)
+    np.testing.assert_allclose(data.obs, walk()["obs"])
+    assert data.lengths.tolist() == [3, 2, 4]
+    parts = {"a": given["obs"], "b": given["reward"]}
+    space = spaces.Dict({"a": spaces.Box(-9, 9, (2,)), "b": spaces.Box(-9, 9, ())})
+    nested = Dataset.from_arrays(**given | {"obs": parts, "next_obs": parts}, observation_space=space)
+    assert nested.canonical().obs.shape == (9, 3)
+
+
 def test_concat_seals_an_unfinished_episode():
     data = Dataset.from_arrays(**walk(ends="Tt."))
     both = Dataset.concat([data, data])

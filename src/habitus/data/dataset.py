@@ -95,8 +95,8 @@ class Dataset:
         """
         from habitus.data.validate import check  # which needs this class
 
-        obs, next_obs = (jax.tree.map(np.asanyarray, x) for x in (obs, next_obs))  # which keeps memory maps
-        action, reward, terminated = np.asanyarray(action), np.asanyarray(reward), np.asanyarray(terminated)
+        obs, next_obs = infer.arrays(obs), infer.arrays(next_obs)
+        action, reward, terminated = infer.arrays(action), infer.arrays(reward), infer.arrays(terminated)
         columns = {"obs": obs, "next_obs": obs if next_obs is None else next_obs, "action": action}
         columns["reward"] = reward.astype(np.float32, copy=False) if reward.dtype.kind in "iuf" else reward
         columns["terminated"] = infer.flags(terminated)

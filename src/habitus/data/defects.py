@@ -13,6 +13,7 @@ from gymnasium import spaces
 
 from habitus.core.errors import DataError
 
+SHOWN = 5  # rows that a defect names
 SCALARS = ("reward", "terminated", "truncated")
 
 
@@ -35,6 +36,11 @@ class Defect:
     rows: tuple[int, ...] = ()
     count: int = 0
     severity: Literal["error", "warning"] = "error"
+
+    @classmethod
+    def at(cls, field: str, rows: np.ndarray, what: str, remedy: str, **more: Any) -> Defect:
+        """A defect of certain rows, of which the first few are named."""
+        return cls(field, what, remedy, tuple(int(row) for row in rows[:SHOWN]), len(rows), **more)
 
     def __str__(self) -> str:
         if not self.rows:
@@ -67,7 +73,7 @@ def structure(columns: Mapping[str, Any], observation_space: spaces.Space, actio
     for name in SCALARS:
         if len(columns[name]) != rows:
             defects.append(_wrong_length(name, len(columns[name]), rows))
-    return defects + _starts_column(columns["starts"])
+    return defects + _starts_column(columns["starts"], rows)
 
 
 def _scalar_column(name: str, column: Any) -> list[Defect]:
@@ -83,10 +89,19 @@ def _scalar_column(name: str, column: Any) -> list[Defect]:
     return []
 
 
-def _starts_column(starts: Any) -> list[Defect]:
+def _starts_column(starts: Any, rows: int) -> list[Defect]:
+    fix = "give the first row of each episode in order, from 0"
     if np.ndim(starts) != 1 or len(starts) == 0 or starts.dtype.kind not in "iu":
-        what = f"is {starts.dtype}{list(np.shape(starts))}, expected integers [episodes]"
-        return [Defect("starts", what, "give the first row of each episode")]
+        return [Defect("starts", f"is {starts.dtype}{list(np.shape(starts))}, expected integers [episodes]", fix)]
+    first = starts.astype(np.int64)
+    outside = np.flatnonzero((first < 0) | (first >= rows))
+    if len(outside):
+        return [Defect.at("starts", outside, f"lies outside the {rows} rows of the log", fix)]
+    if first[0] != 0:
+        return [Defect("starts", f"begins at row {first[0]}, expected 0", fix)]
+    backward = np.flatnonzero(np.diff(first) <= 0) + 1
+    if len(backward):
+        return [Defect.at("starts", backward, "does not increase: episodes overlap or have no length", fix)]
     return []
 
 

@@ -81,6 +81,15 @@ def _multi_discrete(action: np.ndarray) -> spaces.MultiDiscrete:
     return spaces.MultiDiscrete(action.max(0).astype(np.int64) + 1)
 
 
+def arrays(column: Any) -> Any:
+    """Lists and the like as arrays, inside dicts and tuples too; memory maps stay what they are."""
+    if isinstance(column, dict):
+        return {name: arrays(part) for name, part in column.items()}
+    if isinstance(column, tuple):
+        return tuple(arrays(part) for part in column)
+    return None if column is None else np.asanyarray(column)
+
+
 def flags(column: Any) -> np.ndarray:
     """Flags as booleans where they are 0 and 1; anything else is left for the checks to name."""
     column = np.asanyarray(column)

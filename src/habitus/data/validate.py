@@ -14,27 +14,18 @@ from habitus.data.canonical import CHUNK
 from habitus.data.dataset import Dataset
 from habitus.data.defects import Defect, column_leaves
 
-SHOWN = 5  # rows that a defect names
-
 
 def check(dataset: Dataset) -> list[Defect]:
     """Every defect of a data set, errors first; reads each column once, in chunks.
 
-    Errors: NaN or Inf, values outside their space, episodes that overlap, are empty or lie outside
-    the log, ends inside an episode, episodes that stop for no recorded reason.
+    Errors: NaN or Inf, values outside their space, ends inside an episode, episodes that stop for
+    no recorded reason. (Shapes, types and `starts` were right when the data set was made.)
     Warnings: columns that never change, successors that are not the next observation (or are that
     of another episode), terminations that look like time-outs, a log without any end.
     """
-    starts = _starts(dataset)
-    if starts:
-        return starts
     checks = (_values, _ends, _constants, _successors, _time_outs)
     found = [defect for examine in checks for defect in examine(dataset)]
     return sorted(found, key=lambda defect: defect.severity)
-
-
-def _defect(field: str, rows: np.ndarray, what: str, remedy: str, **more: Any) -> Defect:
-    return Defect(field, what, remedy, tuple(int(r) for r in rows[:SHOWN]), len(rows), **more)
 
 
 def _scan(column: Any, bad: Callable[[np.ndarray], Bool[np.ndarray, "rows"]]) -> np.ndarray:
@@ -47,20 +38,6 @@ def _scan(column: Any, bad: Callable[[np.ndarray], Bool[np.ndarray, "rows"]]) ->
 
 def _any(mask: np.ndarray) -> Bool[np.ndarray, "rows"]:
     return np.asarray(mask.reshape(len(mask), -1).any(1))
-
-
-def _starts(dataset: Dataset) -> list[Defect]:
-    starts, rows = np.asarray(dataset.starts, np.int64), len(dataset)
-    fix = "give the first row of each episode in order, from 0"
-    outside = np.flatnonzero((starts < 0) | (starts >= rows))
-    if len(outside):
-        return [_defect("starts", outside, f"lies outside the {rows} rows of the log", fix)]
-    if starts[0] != 0:
-        return [Defect("starts", f"begins at row {starts[0]}, expected 0", fix, (0,), 1)]
-    backward = np.flatnonzero(np.diff(starts) <= 0) + 1
-    if len(backward):
-        return [_defect("starts", backward, "does not increase: episodes overlap or have no length", fix)]
-    return []
 
 
 def _leaf_spaces(name: str, space: spaces.Space) -> list[tuple[str, spaces.Space]]:
@@ -82,7 +59,7 @@ def _values(dataset: Dataset) -> list[Defect]:
             found += _column_values(field, column, of[field])
     rows = _scan(dataset.reward, lambda chunk: ~np.isfinite(chunk))
     if len(rows):
-        found.append(_defect("reward", rows, "holds NaN or Inf", "remove the episodes of these rows"))
+        found.append(Defect.at("reward", rows, "holds NaN or Inf", "remove the episodes of these rows"))
     return found
 
 
@@ -90,7 +67,7 @@ def _column_values(field: str, column: Any, space: spaces.Space) -> list[Defect]
     if column.dtype.kind == "f":
         rows = _scan(column, lambda chunk: _any(~np.isfinite(chunk)))
         if len(rows):
-            return [_defect(field, rows, "holds NaN or Inf", "remove the episodes of these rows")]
+            return [Defect.at(field, rows, "holds NaN or Inf", "remove the episodes of these rows")]
     low, high = _bounds(space)
     if low is None or not (np.isfinite(low).any() or np.isfinite(high).any()):
         return []
@@ -99,7 +76,7 @@ def _column_values(field: str, column: Any, space: spaces.Space) -> list[Defect]
     if not len(rows):
         return []
     remedy = "clip them, or pass the space they belong to"
-    return [_defect(field, rows, f"lies outside {space}", remedy)]
+    return [Defect.at(field, rows, f"lies outside {space}", remedy)]
 
 
 def _bounds(space: spaces.Space) -> tuple[Any, Any]:
@@ -123,12 +100,12 @@ def _ends(dataset: Dataset) -> list[Defect]:
     inside = np.flatnonzero(done & ~is_end)
     if len(inside):
         what = "ends an episode that `starts` says goes on"
-        found.append(_defect("terminated", inside, what, "correct starts, or the flags of these rows"))
+        found.append(Defect.at("terminated", inside, what, "correct starts, or the flags of these rows"))
     silent = np.flatnonzero(is_end & ~done)
     silent = silent[silent != len(dataset) - 1]  # a log may stop in the middle of its last episode
     if len(silent):
         what = "stops an episode that neither terminated nor was truncated"
-        found.append(_defect("truncated", silent, what, "set terminated or truncated there"))
+        found.append(Defect.at("truncated", silent, what, "set terminated or truncated there"))
     if len(dataset) > 1 and not done.any() and len(dataset.starts) == 1:
         what = "and terminated are never set: the whole log is one unfinished episode"
         remedy = "pass truncated or starts if it holds several"
@@ -170,11 +147,11 @@ def _successors(dataset: Dataset) -> list[Defect]:
     goes_on = len(ends) > 1 and not broken[ends].any()  # at every end, into the next episode
     if len(rows):
         cause = "the flags may be shifted by a row" if goes_on else "rows may be shuffled or missing"
-        return [_defect("next_obs", rows, "is not the observation of the next row", cause, severity="warning")]
+        return [Defect.at("next_obs", rows, "is not the observation of the next row", cause, severity="warning")]
     if goes_on:
         what = "is the first observation of the next episode at the end of each: the final ones were lost to resets"
         remedy = "record the observation before resetting, or leave next_obs out"
-        return [_defect("next_obs", ends, what, remedy, severity="warning")]
+        return [Defect.at("next_obs", ends, what, remedy, severity="warning")]
     return []
 
 

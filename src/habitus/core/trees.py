@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -65,11 +66,6 @@ def take(tree: T, index: Any) -> T:
     return jax.tree.map(lambda x: x[index] if is_array(x) else x, tree)
 
 
-def split_like(key: PRNGKeyArray, n: int) -> PRNGKeyArray:
-    """`n` keys along a leading axis, one for each example of a batch."""
-    return jax.random.split(key, n)
-
-
 def descend(
     optimizer: optax.GradientTransformation,
     loss: Callable[..., tuple[Float[Array, ""], Metrics]],
@@ -85,6 +81,11 @@ def descend(
     grads, metrics = eqx.filter_grad(loss, has_aux=True)(network, *args)
     updates, opt_state = optimizer.update(grads, opt_state, eqx.filter(network, eqx.is_inexact_array))
     return eqx.apply_updates(network, updates), opt_state, metrics
+
+
+def extend(cls: type[T], state: eqx.Module, **more: Any) -> T:
+    """A `cls` with the fields of `state` and with `more`, for methods that extend another's state."""
+    return cls(**{f.name: getattr(state, f.name) for f in dataclasses.fields(state)} | more)
 
 
 def trainable(network: PyTree) -> PyTree:

@@ -8,11 +8,12 @@ from typing import TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from habitus.core.spec import Spec
 from habitus.nets.distributions import Categorical, Distribution, MultiCategorical, Normal, TanhNormal
 from habitus.nets.encoder import Encoder, make_encoder
+from habitus.nets.losses import pick
 from habitus.nets.mlp import MLP
 
 Net = TypeVar("Net")
@@ -89,6 +90,15 @@ class DiscreteCritic(eqx.Module):
         return self.net(obs)
 
 
+class ActionValue(eqx.Module):
+    """Q(s, a) for one discrete action: a `DiscreteCritic` asked about one of its actions."""
+
+    critic: DiscreteCritic
+
+    def __call__(self, obs: Array, action: Int[Array, ""]) -> Float[Array, ""]:
+        return pick(self.critic(obs)[None], action[None])[0]
+
+
 class Ensemble(eqx.Module):
     """Several networks of one kind, each with its own initialisation; answers with a leading axis.
 
@@ -109,8 +119,10 @@ class Ensemble(eqx.Module):
 
 
 def twin_critic(spec: Spec, hidden: Sequence[int], key: PRNGKeyArray) -> Ensemble:
-    """Two independent Q(s, a)."""
-    return Ensemble(lambda k: Critic(spec, hidden, k), 2, key)
+    """Two independent Q(s, a), of real or of discrete actions."""
+    if spec.continuous:
+        return Ensemble(lambda k: Critic(spec, hidden, k), 2, key)
+    return Ensemble(lambda k: ActionValue(DiscreteCritic(spec, hidden, k)), 2, key)
 
 
 class DeterministicActor(eqx.Module):

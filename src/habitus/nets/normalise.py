@@ -18,13 +18,18 @@ class Standardiser(eqx.Module):
     std: Float[Array, "..."]
 
     @classmethod
+    def identity(cls) -> Standardiser:
+        """Changes nothing."""
+        return cls(jnp.zeros(()), jnp.ones(()))
+
+    @classmethod
     def of(cls, spec: Spec, eps: float = 1e-3) -> Standardiser:
         """From the log of `spec`: its mean, and its population standard deviation plus `eps`.
 
         The identity where there is no log, or where observations are integers or images.
         """
         if spec.dataset is None or spec.tabular or spec.image:
-            return cls(jnp.zeros(()), jnp.ones(()))
+            return cls.identity()
         return cls(jnp.asarray(spec.dataset.mean, jnp.float32), jnp.asarray(spec.dataset.std + eps, jnp.float32))
 
     def __call__(self, obs: Array) -> Array:

@@ -69,7 +69,7 @@ class BC(Learner):
             actor = DeterministicActor(spec, self.hidden, key)
         else:
             actor = StochasticActor(spec, self.hidden, key, "relu", final_gain=None)
-        normaliser = Standardiser.of(spec if self.normalise else dataclasses.replace(spec, dataset=None))
+        normaliser = Standardiser.of(spec) if self.normalise else Standardiser.identity()
         return BCState(actor, optax.adam(self.learning_rate).init(trainable(actor)), normaliser)
 
     def actor_loss(
@@ -90,5 +90,9 @@ class BC(Learner):
         return dataclasses.replace(state, actor=actor, actor_opt=actor_opt), metrics
 
     def policy(self, state: BCState) -> Policy:
-        acts = Deterministic if isinstance(state.actor, DeterministicActor) else Sampling
-        return Normalised(acts(state.actor), state.normaliser)
+        clone: Policy
+        if isinstance(state.actor, DeterministicActor):
+            clone = Deterministic(state.actor)
+        else:
+            clone = Sampling(state.actor)
+        return Normalised(clone, state.normaliser)

@@ -3,7 +3,7 @@
 Off-policy learning with one more term in the critic's loss, which lowers the values of all actions in
 proportion to `exp Q` and raises those of logged ones. The learned Q is then a lower bound in
 expectation of the true value of the policy, so that actions outside the log cannot look better than
-they are.
+they are. The real-valued one extends soft actor-critic, the discrete one double DQN.
 
 A. Kumar, A. Zhou, G. Tucker and S. Levine, "Conservative Q-Learning for Offline Reinforcement
 Learning", NeurIPS 2020.
@@ -11,25 +11,19 @@ Learning", NeurIPS 2020.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jax.scipy.special import logsumexp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from habitus.core.card import Card
 from habitus.core.experience import Transition
-from habitus.core.protocols import Learner, Policy, require
-from habitus.core.returns import td_target
-from habitus.core.spec import Spec
-from habitus.core.trees import Metrics, copy, descend, select, trainable
+from habitus.core.protocols import require
+from habitus.core.trees import Metrics
+from habitus.methods.online.dqn import DQN, DQNState
 from habitus.methods.online.sac import SAC, SACState
 from habitus.nets.heads import DiscreteCritic, Ensemble
-from habitus.nets.losses import huber, pick
-from habitus.nets.policies import Greedy
+from habitus.nets.losses import pick
 
 CARD = Card(
     title="Conservative Q-Learning for Offline Reinforcement Learning",
@@ -47,7 +41,9 @@ CARD = Card(
 class CQL(SAC):
     """Conservative soft actor-critic. Real, bounded actions."""
 
-    alpha: float = 5.0  # weight of the conservative term; authors' code, locomotion
+    # weight of the conservative term; the 5 of the authors' code, whose squared error lacks the 1/2 of eq. 4
+    alpha: float = 2.5
+    soft_backup: bool = False  # authors' code
     samples: int = 10  # actions of each kind in the estimate of the log-sum-exp; authors' code
 
     def __check_init__(self) -> None:
@@ -85,60 +81,19 @@ class CQL(SAC):
         return integral - critic(obs, action)
 
 
-class DiscreteCQLState(eqx.Module):
-    """Networks, optimiser, and the number of updates done."""
-
-    critic: DiscreteCritic
-    target_critic: DiscreteCritic
-    critic_opt: optax.OptState
-    updates: Int[Array, ""]
-
-
-class DiscreteCQL(Learner):
+class DiscreteCQL(DQN):
     """Conservative double Q-learning. Discrete actions."""
 
-    alpha: float = 0.1  # weight of the conservative term; as in studies with small discrete worlds
-    learning_rate: float = 3e-4  # ours
-    discount: float = 0.99
-    target_period: int = 100  # updates between copies to the target network; ours
-    batch_size: int = 128
-    hidden: tuple[int, ...] = (128, 128)
-
-    trains: ClassVar = {"critic": ("critic_loss",)}
+    alpha: float = 0.1  # weight of the conservative term; Schweighofer et al. 2022; paper: 1 to 4 on Atari
 
     def __check_init__(self) -> None:
         require(self.alpha >= 0, f"alpha must be 0 or more, but is {self.alpha}.")
-        require(self.learning_rate > 0, f"learning_rate must be above 0, but is {self.learning_rate}.")
-        require((0 <= self.discount) & (self.discount <= 1), f"discount must be in [0, 1], but is {self.discount}.")
-        require(self.target_period >= 1, f"target_period must be 1 or more, but is {self.target_period}.")
-        require(self.batch_size >= 1, f"batch_size must be 1 or more, but is {self.batch_size}.")
-
-    def init(self, spec: Spec, key: PRNGKeyArray) -> DiscreteCQLState:
-        spec.require("discrete", "discrete CQL")
-        critic = DiscreteCritic(spec, self.hidden, key)
-        critic_opt = optax.adam(self.learning_rate).init(trainable(critic))
-        return DiscreteCQLState(critic, copy(critic), critic_opt, jnp.zeros((), jnp.int32))
 
     def critic_loss(
-        self, critic: DiscreteCritic, state: DiscreteCQLState, batch: Transition, key: PRNGKeyArray
+        self, critic: DiscreteCritic, state: DQNState, batch: Transition, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Metrics]:
-        """`mean huber(Q(s, a) - y) + alpha mean [log sum_a exp Q(s, a) - Q(s, a_logged)]`, double targets."""
-        best = jnp.argmax(jax.vmap(state.critic)(batch.next_obs), -1)
-        next_value = pick(jax.vmap(state.target_critic)(batch.next_obs), best)
-        target = jax.lax.stop_gradient(td_target(batch.reward, batch.terminated, next_value, self.discount))
+        """Double Q-learning's loss `+ alpha mean [log sum_a exp Q(s, a) - Q(s, a_logged)]`."""
+        loss, metrics = super().critic_loss(critic, state, batch, key)
         values = jax.vmap(critic)(batch.obs)
-        value = pick(values, batch.action)
-        gap = (logsumexp(values, axis=-1) - value).mean()
-        error = huber(value - target).mean()
-        return error + self.alpha * gap, {"critic_loss": error, "gap": gap, "q": value.mean()}
-
-    def update(self, state: DiscreteCQLState, batch: Transition, key: PRNGKeyArray) -> tuple[DiscreteCQLState, Metrics]:
-        critic, critic_opt, metrics = descend(
-            optax.adam(self.learning_rate), self.critic_loss, state.critic, state.critic_opt, state, batch, key
-        )
-        updates = state.updates + 1
-        target = select(updates % self.target_period == 0, critic, state.target_critic)
-        return DiscreteCQLState(critic, target, critic_opt, updates), metrics
-
-    def policy(self, state: DiscreteCQLState) -> Policy:
-        return Greedy(state.critic)
+        gap = (logsumexp(values, axis=-1) - pick(values, batch.action)).mean()
+        return loss + self.alpha * gap, metrics | {"gap": gap}

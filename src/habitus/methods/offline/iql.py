@@ -25,7 +25,7 @@ from habitus.core.protocols import Learner, Policy, require
 from habitus.core.returns import td_target
 from habitus.core.spec import Spec
 from habitus.core.trees import Metrics, copy, descend, polyak, trainable
-from habitus.nets.heads import BoundedGaussianActor, Ensemble, Value, twin_critic
+from habitus.nets.heads import BoundedGaussianActor, Ensemble, StochasticActor, Value, twin_critic
 from habitus.nets.losses import expectile_loss
 from habitus.nets.normalise import Standardiser
 from habitus.nets.policies import Mode, Normalised, Sampling
@@ -39,14 +39,13 @@ CARD = Card(
     kind="learner",
     entry="IQL",
     data=("log", "env"),
-    actions=("continuous",),
 )
 
 
 class IQLState(eqx.Module):
     """Networks, optimisers, and the statistics of the observations."""
 
-    actor: BoundedGaussianActor
+    actor: BoundedGaussianActor | StochasticActor
     critic: Ensemble
     value: Value
     target_critic: Ensemble
@@ -57,12 +56,16 @@ class IQLState(eqx.Module):
 
 
 class IQL(Learner):
-    """Expectile values and advantage-weighted cloning. Real, bounded actions."""
+    """Expectile values and advantage-weighted cloning. Discrete actions, or real, bounded ones.
+
+    Real actions come from a Gaussian around a squashed mean, as in the authors' code: a squashed
+    Gaussian would give logged actions at the bounds no finite likelihood.
+    """
 
     expectile: float = 0.7  # paper: 0.7 for locomotion, 0.9 for mazes
     temperature: float = 3.0  # inverse temperature of the weights ("beta"); paper: 3, mazes 10
     max_weight: float = 100.0  # authors' code
-    learning_rate: float = 3e-4
+    learning_rate: float = 3e-4  # paper, appendix B; held constant, where the authors anneal the actor's
     discount: float = 0.99
     tau: float = 0.005  # Polyak rate of the target critics
     normalise: bool = False  # standardise observations with the log's statistics; the authors do not
@@ -82,7 +85,11 @@ class IQL(Learner):
 
     def init(self, spec: Spec, key: PRNGKeyArray) -> IQLState:
         actor_key, critic_key, value_key = jax.random.split(key, 3)
-        actor = BoundedGaussianActor(spec, self.hidden, actor_key)
+        actor: BoundedGaussianActor | StochasticActor
+        if spec.continuous:
+            actor = BoundedGaussianActor(spec, self.hidden, actor_key)
+        else:
+            actor = StochasticActor(spec, self.hidden, actor_key, "relu", final_gain=None)
         critic = twin_critic(spec, self.hidden, critic_key)
         value = Value(spec, self.hidden, value_key)
         adam = optax.adam(self.learning_rate)
@@ -94,7 +101,7 @@ class IQL(Learner):
             actor_opt=adam.init(trainable(actor)),
             critic_opt=adam.init(trainable(critic)),
             value_opt=adam.init(trainable(value)),
-            normaliser=Standardiser.of(spec if self.normalise else dataclasses.replace(spec, dataset=None)),
+            normaliser=Standardiser.of(spec) if self.normalise else Standardiser.identity(),
         )
 
     def _advantage(self, value: Value, state: IQLState, batch: Transition) -> Float[Array, "batch"]:
@@ -111,7 +118,7 @@ class IQL(Learner):
         return loss, {"value_loss": loss, "advantage": advantage.mean()}
 
     def actor_loss(
-        self, actor: BoundedGaussianActor, state: IQLState, batch: Transition, key: PRNGKeyArray
+        self, actor: BoundedGaussianActor | StochasticActor, state: IQLState, batch: Transition, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Metrics]:
         """`-mean exp(beta A(s, a)) log pi(a|s)`, the weight clipped (eq. 7)."""
         advantage = jax.lax.stop_gradient(self._advantage(state.value, state, batch))

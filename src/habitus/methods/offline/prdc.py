@@ -11,7 +11,6 @@ Offline Reinforcement Learning", ICML 2023.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Literal
 
 import equinox as eqx
@@ -24,7 +23,7 @@ from habitus.core.errors import ConfigError
 from habitus.core.experience import Transition
 from habitus.core.protocols import require
 from habitus.core.spec import Spec
-from habitus.core.trees import Shared
+from habitus.core.trees import Shared, extend
 from habitus.data.pairs import NearestPairs
 from habitus.methods.offline.td3bc import TD3BC, TD3BCState
 
@@ -73,7 +72,7 @@ class PRDC(TD3BC):
         if self.normalise:
             obs = (obs - log.mean) / (log.std + 1e-3)
         pairs = NearestPairs(obs, np.asarray(log.action[rows], np.float32), self.beta, self.index)
-        return PRDCState(**{f.name: getattr(state, f.name) for f in dataclasses.fields(state)}, pairs=Shared(pairs))
+        return extend(PRDCState, state, pairs=Shared(pairs))
 
     def anchor(
         self, state: TD3BCState, batch: Transition, action: Float[Array, "batch actions"]

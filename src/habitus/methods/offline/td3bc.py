@@ -93,7 +93,7 @@ class TD3BC(Learner):
             target_critic=copy(critic),
             actor_opt=adam.init(trainable(actor)),
             critic_opt=adam.init(trainable(critic)),
-            normaliser=Standardiser.of(spec if self.normalise else dataclasses.replace(spec, dataset=None)),
+            normaliser=Standardiser.of(spec) if self.normalise else Standardiser.identity(),
             step=jnp.zeros((), jnp.int32),
         )
 

@@ -11,6 +11,7 @@ H. van Hasselt, A. Guez and D. Silver, "Deep Reinforcement Learning with Double 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
 import equinox as eqx
@@ -54,14 +55,14 @@ class DQNState(eqx.Module):
 class DQN(Learner):
     """Double deep Q-learning. Discrete actions, from a world or from a log."""
 
-    learning_rate: float = 3e-4  # ours
-    discount: float = 0.99
+    learning_rate: float = 3e-4  # of Adam; ours
+    discount: float = 0.99  # Mnih et al.
     target_period: int = 100  # updates between copies to the target network; ours, for small worlds
     epsilon_start: float = 1.0  # share of uniform actions at the first update
     epsilon_end: float = 0.05  # and after `epsilon_updates` of them
     epsilon_updates: int = 5_000
-    batch_size: int = 128
-    hidden: tuple[int, ...] = (128, 128)
+    batch_size: int = 128  # ours
+    hidden: tuple[int, ...] = (128, 128)  # ours
 
     trains: ClassVar = {"critic": ("critic_loss",)}
 
@@ -76,7 +77,7 @@ class DQN(Learner):
         require(self.batch_size >= 1, f"batch_size must be 1 or more, but is {self.batch_size}.")
 
     def init(self, spec: Spec, key: PRNGKeyArray) -> DQNState:
-        spec.require("discrete", "DQN")
+        spec.require("discrete", type(self).__name__)
         critic = DiscreteCritic(spec, self.hidden, key)
         critic_opt = optax.adam(self.learning_rate).init(trainable(critic))
         return DQNState(critic, copy(critic), critic_opt, jnp.zeros((), jnp.int32))
@@ -84,13 +85,17 @@ class DQN(Learner):
     def critic_loss(
         self, critic: DiscreteCritic, state: DQNState, batch: Transition, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Metrics]:
-        """`mean huber(Q(s, a) - y)`, `y = r + gamma Q'(s', argmax Q(s', .))`."""
-        best = jnp.argmax(jax.vmap(state.critic)(batch.next_obs), -1)
+        """`mean huber(Q(s, a) - y)`, `y = r + gamma Q'(s', argmax_a' Q(s', a'))` (van Hasselt et al., eq. 4)."""
+        best = jnp.argmax(jax.vmap(self.scores(state))(batch.next_obs), -1)
         next_value = pick(jax.vmap(state.target_critic)(batch.next_obs), best)
         target = jax.lax.stop_gradient(td_target(batch.reward, batch.terminated, next_value, self.discount))
         value = pick(jax.vmap(critic)(batch.obs), batch.action)
         loss = huber(value - target).mean()
         return loss, {"critic_loss": loss, "q": value.mean()}
+
+    def scores(self, state: DQNState) -> Callable[[Array], Float[Array, "n"]]:
+        """What the greedy action maximises, both when acting and in the target."""
+        return state.critic
 
     def update(self, state: DQNState, batch: Transition, key: PRNGKeyArray) -> tuple[DQNState, Metrics]:
         critic, critic_opt, metrics = descend(
@@ -102,8 +107,9 @@ class DQN(Learner):
         return state, metrics
 
     def policy(self, state: DQNState) -> Policy:
-        return Greedy(state.critic)
+        return Greedy(self.scores(state))
 
     def explorer(self, state: DQNState) -> Policy:
         progress = jnp.minimum(state.updates / self.epsilon_updates, 1.0)
-        return Greedy(state.critic, self.epsilon_start + progress * (self.epsilon_end - self.epsilon_start))
+        epsilon = self.epsilon_start + progress * (self.epsilon_end - self.epsilon_start)
+        return Greedy(self.scores(state), epsilon)

@@ -54,7 +54,7 @@ class PPOState(eqx.Module):
     @property
     def normaliser(self) -> Standardiser:
         """What the networks see the world through."""
-        return self.moments.standardiser if self.moments else Standardiser(jnp.zeros(()), jnp.ones(()))
+        return self.moments.standardiser if self.moments else Standardiser.identity()
 
 
 class PPO(Learner):

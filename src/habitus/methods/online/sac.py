@@ -68,6 +68,7 @@ class SAC(Learner):
     temperature: float = 1.0  # of the entropy, or its first value if it is tuned
     tune_temperature: bool = True
     target_entropy: float | None = None  # None for minus the number of action dimensions; paper, section 5
+    soft_backup: bool = True  # count the entropy of later actions in the critic's target
     batch_size: int = 256
     hidden: tuple[int, ...] = (256, 256)
 
@@ -108,7 +109,8 @@ class SAC(Learner):
 
         def soft_value(obs: Array, key: PRNGKeyArray) -> Float[Array, ""]:
             action, log_prob = state.actor(obs).sample_and_log_prob(key)
-            return state.target_critic(obs, action).min() - state.temperature * log_prob
+            value = state.target_critic(obs, action).min()
+            return value - state.temperature * log_prob if self.soft_backup else value
 
         next_value = jax.vmap(soft_value)(batch.next_obs, jax.random.split(key, batch.size))
         target = jax.lax.stop_gradient(td_target(batch.reward, batch.terminated, next_value, self.discount))

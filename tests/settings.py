@@ -1,0 +1,315 @@
+"""A tiny setting for any learner, built from what its card and its fields say.
+
+Every learner of the registry is found here, its variants included. A new learner needs a line in this
+file only if it has a hyperparameter or trains a network of a name that no other learner has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from functools import cache
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+
+from habitus.core.card import Card, cards
+from habitus.core.errors import SpaceMismatch
+from habitus.core.experience import Step, Transition
+from habitus.core.protocols import Env, Learner, Source
+from habitus.core.spec import Spec
+from habitus.core.trees import Metrics
+from habitus.data.dataset import Dataset
+from habitus.data.source import DatasetSource
+from habitus.train.run import Run
+from habitus.train.sources import Replay, Rollouts
+
+# hyperparameters that make any learner small and quick, where it has them
+TINY = {
+    "hidden": (8,),
+    "learning_rate": 1e-2,
+    "batch_size": 32,
+    "tau": 0.05,
+    "target_period": 20,
+    "copy_period": 20,
+    "epsilon_updates": 200,
+    "samples": 4,
+    "num_envs": 16,
+    "rollout_length": 8,
+    "epochs": 4,
+    "minibatch_size": 64,
+    "inner_steps": 4,
+    "value_epochs": 2,
+    "value_batch_size": 64,
+}
+# so that the value of a state is the sum of discounted rewards and nothing else
+PLAIN = {"discount": 0.5, "temperature": 1e-6, "tune_temperature": False}
+PLAIN_OF = {"cql": {"alpha": 0.0}, "cql-discrete": {"alpha": 0.0}}
+
+# what each network that a learner may train is for
+ROLES = {"actor": "policy", "clone": "policy", "log_temperature": "weight", "critic": "value", "value": "value"}
+
+# values that a numeric hyperparameter of this name must refuse
+BAD = {
+    "learning_rate": (0.0, -1e-3),
+    "discount": (-0.1, 1.1),
+    "gae_lambda": (-0.1, 1.1),
+    "tau": (0.0, 1.1),
+    "temperature": (-1.0,),
+    "alpha": (-1.0,),
+    "expectile": (0.0, 1.0),
+    "max_weight": (0.0,),
+    "beta": (-1.0,),
+    "noise": (-0.1,),
+    "noise_clip": (-0.1,),
+    "exploration": (-0.1,),
+    "clip": (0.0,),
+    "value_clip": (0.0,),
+    "entropy": (-0.1,),
+    "max_grad_norm": (0.0,),
+    "step_size": (0.0,),
+    "tsallis_q": (0.0, 2.5),
+    "kl_weight": (-0.1,),
+    "regularisation": (-0.1,),
+    "logit_penalty": (-0.1,),
+    "threshold": (-0.1, 1.1),
+    "epsilon_start": (-0.1, 1.1),
+    "epsilon_end": (-0.1, 1.1),
+} | dict.fromkeys(
+    (
+        "batch_size", "epochs", "minibatch_size", "value_epochs", "value_batch_size", "inner_steps", "num_envs",
+        "rollout_length", "actor_delay", "target_period", "copy_period", "epsilon_updates", "samples",
+        "neighbours", "max_pairs",
+    ),
+    (0,),
+)  # fmt: skip
+ANY = {"target_entropy"}  # numeric hyperparameters of which every finite value makes sense
+
+SPACES = {"continuous": spaces.Box(-2, 2, (1,)), "discrete": spaces.Discrete(2, start=3)}
+
+
+class Identity(Env):
+    """Shows one of two codes and ends; the best action repeats the code. Its return is then 0, less otherwise."""
+
+    kind: str = eqx.field(static=True)
+
+    @property
+    def observation_space(self) -> spaces.Space:
+        return spaces.Box(-1, 1, (2,))
+
+    @property
+    def action_space(self) -> spaces.Space:
+        return SPACES[self.kind]
+
+    @property
+    def horizon(self) -> int:
+        return 1
+
+    def reset(self, key):
+        code = jax.random.bernoulli(key).astype(jnp.int32)
+        return code, jax.nn.one_hot(code, 2)
+
+    def step(self, state, action, key):
+        return state, Step(jax.nn.one_hot(state, 2), reward(self.kind, state, action), jnp.array(True), jnp.array(False))
+
+
+def best(kind: str, code):
+    """The best action for a code, in the space of `Identity`."""
+    return code + 3 if kind == "discrete" else 2.0 * code - 1.0
+
+
+def reward(kind: str, code, action):
+    """What `Identity` pays: at most 0."""
+    if kind == "discrete":
+        return -(action != best(kind, code)).astype(jnp.float32)
+    return -jnp.square((action[0] - best(kind, code)) / 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A learner and something to learn from.
+
+    Attributes:
+        slug, cls, card: which learner.
+        kind: of the actions, 'continuous' or 'discrete'.
+    """
+
+    slug: str
+    cls: type[Learner]
+    card: Card
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.slug}-{self.kind}"
+
+    @property
+    def data(self) -> str:
+        """What it learns from here: the first of what its card names."""
+        return self.card.data[0]
+
+    @property
+    def learner(self) -> Learner:
+        """The learner, small."""
+        return self.make()
+
+    def make(self, **changes) -> Learner:
+        """The learner, small, with some hyperparameters changed where it has them."""
+        known = {f.name for f in dataclasses.fields(self.cls)}
+        return self.cls(**{k: v for k, v in (TINY | changes).items() if k in known})
+
+    @property
+    def source(self) -> Source:
+        """What it learns from: one object, so that every test runs the same program."""
+        return source(self.data, self.kind, self.cls)
+
+    @property
+    def steps(self) -> int:
+        """Enough to learn it."""
+        return self.source.steps(60 if self.cls.on_policy else 600)
+
+    @property
+    def value_networks(self) -> list[str]:
+        """The trained networks that estimate values."""
+        return [name for name in self.cls.trains if ROLES[name] == "value"]
+
+
+def _supports(cls: type[Learner], kind: str) -> bool:
+    spec = log(kind, expert=False).spec
+    try:
+        eqx.filter_eval_shape(cls().init, spec, jax.random.key(0))
+    except SpaceMismatch:
+        return False
+    return True
+
+
+@cache
+def learners() -> dict[str, tuple[Card, type[Learner]]]:
+    """Every learner of the registry, variants included, by slug."""
+    found = {}
+    for slug, card in cards().items():
+        if card.kind == "learner":
+            module = importlib.import_module(card.module)
+            for name, entry in ((slug, card.entry), *card.variants):
+                found[name] = card, getattr(module, entry)
+    return found
+
+
+@cache
+def settings() -> list[Setting]:
+    """One setting for each learner and each kind of actions it handles."""
+    return [
+        Setting(slug, cls, card, kind)
+        for slug, (card, cls) in learners().items()
+        for kind in card.actions
+        if not card.variants or _supports(cls, kind)
+    ]
+
+
+@cache
+def log(kind: str, expert: bool) -> Dataset:
+    """Decisions in `Identity`: of nearly the best actions, or of uniformly random ones."""
+    rng, rows = np.random.default_rng(0), 512
+    code = rng.integers(0, 2, rows)
+    if kind == "discrete":
+        good = rng.random(rows) < 0.98 if expert else rng.random(rows) < 0.5
+        action = np.where(good, best(kind, code), 7 - best(kind, code))
+    else:
+        spread = rng.normal(0, 0.2, rows) + best(kind, code) if expert else rng.uniform(-2, 2, rows)
+        action = spread.clip(-2, 2).astype(np.float32)[:, None]
+    obs = np.eye(2, dtype=np.float32)[code]
+    return Dataset.from_arrays(
+        obs=obs,
+        next_obs=obs,
+        action=action,
+        reward=np.asarray(jax.vmap(lambda c, a: reward(kind, c, a))(code, jnp.asarray(action))),
+        terminated=np.ones(rows, bool),
+        truncated=np.zeros(rows, bool),
+        observation_space=Identity(kind).observation_space,
+        action_space=SPACES[kind],
+    )
+
+
+@cache
+def source(data: str, kind: str, cls: type[Learner]) -> Source:
+    """A log, or the world itself."""
+    if data == "log":
+        # who estimates no values can only be as good as the log
+        return DatasetSource(log(kind, expert="value" not in map(ROLES.get, cls.trains)), TINY["batch_size"])
+    world = Identity(kind)
+    if cls.on_policy:
+        return Rollouts(world, TINY["num_envs"], TINY["rollout_length"])
+    return Replay(world, TINY["batch_size"], capacity=4096, num_envs=8, warmup=256, updates_per_step=1 / 8)
+
+
+def regret(run: Run, seed: int, kind: str) -> float:
+    """How far below the best the policy of the seed-th state is in `Identity`."""
+    codes, keys = jnp.arange(256) % 2, jax.random.split(jax.random.key(0), 256)
+    policy = run.policies[seed]
+
+    def one(code, key):
+        action, _ = policy(jax.nn.one_hot(code, 2), policy.init(), key)
+        return reward(kind, code, action)
+
+    return -float(jax.vmap(one)(codes, keys).mean())
+
+
+def two_states(kind: str, on_policy: bool, ends_as: str) -> Transition:
+    """A world that goes from one state to another, pays 1 for every step, and is cut after two.
+
+    Args:
+        ends_as: 'truncated' or 'terminated'.
+
+    Returns:
+        transitions [128], or [time, env] if `on_policy`, in canonical form.
+    """
+    shape = (16, 8) if on_policy else (128,)
+    time = jnp.broadcast_to(jnp.arange(shape[0]).reshape(-1, *(1,) * (len(shape) - 1)), shape)
+    second, key = time % 2 == 1, jax.random.key(0)
+    if kind == "discrete":
+        action = jax.random.randint(key, shape, 0, 2)
+    else:
+        action = jax.random.uniform(key, (*shape, 1), minval=-1.0)
+    state = second.astype(jnp.int32)
+    return Transition(
+        obs=jax.nn.one_hot(state, 2),
+        action=action,
+        reward=jnp.ones(shape),
+        terminated=second & (ends_as == "terminated"),
+        truncated=second & (ends_as == "truncated"),
+        next_obs=jax.nn.one_hot(1 - state, 2),
+    )
+
+
+@eqx.filter_jit
+def run_updates(learner: Learner, state, batch, n: int):
+    """`n` updates from one batch."""
+    arrays, static = eqx.partition(state, eqx.is_array)
+
+    def one(arrays, key):
+        after, metrics = learner.update(eqx.combine(arrays, static), batch, key)
+        return eqx.filter(after, eqx.is_array), metrics
+
+    arrays, _ = jax.lax.scan(one, arrays, jax.random.split(jax.random.key(1), n))
+    return eqx.combine(arrays, static)
+
+
+def planned(setting: Setting) -> Spec:
+    """The contract as `learn` hands it over."""
+    return dataclasses.replace(setting.source.spec, updates=100)
+
+
+def one_batch(setting: Setting, learner: Learner, state) -> Transition:
+    """The first batch of the setting's source."""
+    explorer = learner.explorer(state)
+    return setting.source.draw(setting.source.init(explorer, jax.random.key(2)), explorer, jax.random.key(3))[1]
+
+
+def numeric(cls: type[Learner]) -> list[str]:
+    """The hyperparameters of a learner that are numbers."""
+    return [f.name for f in dataclasses.fields(cls) if "float" in str(f.type) or "int" in str(f.type).split("tuple")[0]]
+
+
+__all__ = ["Metrics", "Setting", "learners", "settings"]

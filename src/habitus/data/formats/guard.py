@@ -17,8 +17,8 @@ import numpy as np
 
 from habitus.core.errors import DataError, HabitusError, SpaceMismatch
 from habitus.core.spec import space_from_json, space_to_json
-from habitus.data.canonical import CHUNK
 from habitus.data.dataset import Dataset
+from habitus.data.summary import pieces
 
 GIBIBYTE = 2**30
 LIMIT = 8 * GIBIBYTE  # bytes that a file may ask for in memory, unless the caller allows more
@@ -36,7 +36,7 @@ FIELDS = {
 REQUIRED = ("obs", "action", "reward", "terminated")
 
 # what h5py, NumPy, json and zipfile raise for damaged files
-_DAMAGED = (OSError, EOFError, ValueError, KeyError, OverflowError, RuntimeError, SyntaxError)
+_DAMAGED = (OSError, EOFError, ValueError, KeyError, MemoryError, OverflowError, RuntimeError, SyntaxError)
 _MALFORMED = (*_DAMAGED, struct.error, zipfile.BadZipFile, zlib.error, SpaceMismatch)
 
 
@@ -75,8 +75,7 @@ def require_numbers(name: str, dtype: np.dtype) -> None:
 
 def chunks(column: Any) -> Iterator[np.ndarray]:
     """A column piece by piece, each contiguous in memory."""
-    for start in range(0, len(column), CHUNK):
-        yield np.ascontiguousarray(column[start : start + CHUNK])
+    return map(np.ascontiguousarray, pieces(column))
 
 
 @contextlib.contextmanager

@@ -57,13 +57,13 @@ class GymnasiumEnv(HostEnv):
         return _batch(self.observation_space, first)
 
     def step(self, action: Action) -> tuple[Step, Obs]:
-        reward = np.empty(self.num_envs, np.float32)
-        terminated, truncated = np.empty(self.num_envs, bool), np.empty(self.num_envs, bool)
         after, first, success = [], [], []
-        for i, (env, own_action) in enumerate(zip(self.copies, self._split(action), strict=True)):
-            obs, reward[i], ended, cut, info = env.step(own_action)
-            # A time limit that strikes together with a termination cuts nothing off.
-            terminated[i], truncated[i] = ended, cut and not ended
+        reward, terminated, truncated = [], [], []
+        for env, own_action in zip(self.copies, self._split(action), strict=True):
+            obs, paid, ended, cut, info = env.step(own_action)
+            reward.append(float(paid))
+            terminated.append(ended)
+            truncated.append(cut and not ended)  # a limit that strikes with a termination cuts nothing off
             if info:
                 success.append(info.get("success", info.get("is_success")))
             if ended or cut:
@@ -73,12 +73,11 @@ class GymnasiumEnv(HostEnv):
                 after.append(obs)
                 first.append(obs)
         successor = _batch(self.observation_space, after)
-        over = terminated.any() or truncated.any()
+        following = _batch(self.observation_space, first) if True in terminated or True in truncated else successor
         known = len(success) == self.num_envs and None not in success
-        step = host_step(
-            successor, reward, terminated, truncated, {"success": np.array(success, bool)} if known else {}
-        )
-        return step, _batch(self.observation_space, first) if over else successor
+        report = {"success": np.array(success, bool)} if known else {}
+        flags = np.array(terminated, bool), np.array(truncated, bool)
+        return host_step(successor, np.array(reward, np.float32), *flags, report), following
 
     def close(self) -> None:
         for env in self.copies:

@@ -29,7 +29,7 @@ class _Tree:
     def query(self, keys: np.ndarray, k: int) -> np.ndarray:
         """Rows [..., k] of the nearest points, nearest first."""
         n = len(self.rows)
-        distance, found = self.tree.query(np.asarray(keys), k=min(k + 1, n))
+        distance, found = self.tree.query(keys, k=min(k + 1, n))
         distance, found = (x.reshape(*keys.shape[:-1], -1) for x in (distance, found))
         # one more than asked, so that a tie at the border goes to the lower row too
         nearest = np.take_along_axis(found, np.lexsort((found, distance)), -1)[..., :k]
@@ -82,7 +82,7 @@ class NearestPairs(eqx.Module):
         if self._tree is None:
             return self._scan(keys, k)
         shape = jax.ShapeDtypeStruct((*keys.shape[:-1], k), jnp.int32)
-        return jax.pure_callback(lambda x: self._tree.query(x, k), shape, keys, vmap_method="expand_dims")
+        return jax.pure_callback(lambda x: self._tree.query(np.asarray(x), k), shape, keys, vmap_method="expand_dims")
 
     def _scan(self, keys: Float[Array, "batch width"], k: int) -> Int[Array, "batch k"]:
         """Exact search in blocks; differences, not dot products, as those cancel for a large beta."""

@@ -12,7 +12,13 @@ from habitus.core.spec import Spec
 from habitus.data import maker
 from habitus.data.dataset import Dataset
 from habitus.data.defects import Defect
-from habitus.data.measures import entropy_of_visits, state_action_coverage, trajectory_quality, unique_pairs
+from habitus.data.measures import (
+    entropy_of_visits,
+    of_equal_size,
+    state_action_coverage,
+    trajectory_quality,
+    unique_pairs,
+)
 from habitus.data.summary import pieces, summarise
 from habitus.data.validate import check
 
@@ -107,7 +113,7 @@ def inspect(dataset: Dataset, reference: Dataset | None = None) -> DataCard:
         reference: the log that coverage is measured against; for a standard data set made from
             controllers, the `replay` split of its task unless given. The longer of the two is cut.
     """
-    reference = reference or _replay(dataset)
+    reference = reference or reference_log(dataset)
     complete = dataset.returns[dataset.complete]
     known = {"random_return", "expert_return"} <= dataset.meta.keys()
     log = dataset.canonical()
@@ -132,23 +138,17 @@ def inspect(dataset: Dataset, reference: Dataset | None = None) -> DataCard:
         unique_pairs=unique_pairs(dataset, reference),
         visit_entropy=entropy_of_visits(dataset, reference),
         trajectory_quality=trajectory_quality(dataset) if known and len(complete) else None,
-        coverage=_coverage(dataset, reference) if reference is not None else None,
+        coverage=state_action_coverage(*of_equal_size(dataset, reference)) if reference is not None else None,
         defects=tuple(check(dataset)),
     )
 
 
-def _replay(dataset: Dataset) -> Dataset | None:
-    """The replay of the task of a standard data set, of the same size."""
+def reference_log(dataset: Dataset) -> Dataset | None:
+    """The log that the coverage of a standard data set is measured against: the replay of its task; else None."""
     task = dataset.meta.get("task")
     if task not in maker.TASKS or dataset.meta.get("maker") != maker.VERSION:
         return None
     return maker.make_offline(task, "replay", dataset.meta.get("seed", 0), len(dataset))
-
-
-def _coverage(dataset: Dataset, reference: Dataset) -> float:
-    size = min(len(dataset), len(reference))
-    ours, theirs = (each if len(each) == size else each.subset(slice(0, size)) for each in (dataset, reference))
-    return state_action_coverage(ours, theirs)
 
 
 def _quantiles(values: np.ndarray) -> tuple[float, ...]:

@@ -133,6 +133,13 @@ def unique_pairs(
     return counter.count()
 
 
+def of_equal_size(dataset: Dataset, reference: Dataset) -> tuple[Dataset, Dataset]:
+    """Both logs, the longer one cut to the first rows, so that their coverage can be compared."""
+    size = min(len(dataset), len(reference))
+    ours, theirs = (log if len(log) == size else log.subset(slice(0, size)) for log in (dataset, reference))
+    return ours, theirs
+
+
 def state_action_coverage(
     dataset: Dataset,
     reference: Dataset,
@@ -155,7 +162,7 @@ def state_action_coverage(
     if len(dataset) != len(reference) and not any_size:
         raise DataError(
             f"{dataset.name} has {len(dataset)} rows and the reference {len(reference)}: coverage grows with size, "
-            "so take a subset of the longer one."
+            "so cut the longer one (of_equal_size)."
         )
     ours, theirs = (unique_pairs(each, reference, bins=bins, exact=exact) for each in (dataset, reference))
     if not log:

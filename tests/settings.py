@@ -19,18 +19,16 @@ from gymnasium import spaces
 from habitus.core.card import Card, cards
 from habitus.core.errors import SpaceMismatch
 from habitus.core.experience import Step, Transition
-from habitus.core.protocols import Env, Learner, Source
+from habitus.core.protocols import Env, Learner, Policy, Source
 from habitus.core.spec import Spec
-from habitus.core.trees import Metrics
 from habitus.data.dataset import Dataset
 from habitus.data.source import DatasetSource
-from habitus.train.run import Run
 from habitus.train.sources import Replay, Rollouts
 
 # hyperparameters that make any learner small and quick, where it has them
 TINY = {
-    "hidden": (8,),
-    "learning_rate": 1e-2,
+    "hidden": (16, 16),
+    "learning_rate": 3e-3,
     "batch_size": 32,
     "tau": 0.05,
     "target_period": 20,
@@ -45,6 +43,8 @@ TINY = {
     "value_epochs": 2,
     "value_batch_size": 64,
 }
+# how strongly it is held to the log: weakly here, as the log of those who estimate values is random
+LOOSE = {"td3bc": {"alpha": 10.0}, "prdc": {"alpha": 10.0}, "cql": {"alpha": 0.5}}
 # so that the value of a state is the sum of discounted rewards and nothing else
 PLAIN = {"discount": 0.5, "temperature": 1e-6, "tune_temperature": False}
 PLAIN_OF = {"cql": {"alpha": 0.0}, "cql-discrete": {"alpha": 0.0}}
@@ -153,7 +153,7 @@ class Setting:
     @property
     def learner(self) -> Learner:
         """The learner, small."""
-        return self.make()
+        return self.make(**LOOSE.get(self.slug, {}))
 
     def make(self, **changes) -> Learner:
         """The learner, small, with some hyperparameters changed where it has them."""
@@ -168,7 +168,7 @@ class Setting:
     @property
     def steps(self) -> int:
         """Enough to learn it."""
-        return self.source.steps(60 if self.cls.on_policy else 600)
+        return self.source.steps(100 if self.cls.on_policy else 1500)
 
     @property
     def value_networks(self) -> list[str]:
@@ -244,16 +244,16 @@ def source(data: str, kind: str, cls: type[Learner]) -> Source:
     return Replay(world, TINY["batch_size"], capacity=4096, num_envs=8, warmup=256, updates_per_step=1 / 8)
 
 
-def regret(run: Run, seed: int, kind: str) -> float:
-    """How far below the best the policy of the seed-th state is in `Identity`."""
+@eqx.filter_jit
+def mean_reward(policy: Policy, kind: str):
+    """What a policy earns in `Identity`, in the user's own spaces."""
     codes, keys = jnp.arange(256) % 2, jax.random.split(jax.random.key(0), 256)
-    policy = run.policies[seed]
 
     def one(code, key):
         action, _ = policy(jax.nn.one_hot(code, 2), policy.init(), key)
         return reward(kind, code, action)
 
-    return -float(jax.vmap(one)(codes, keys).mean())
+    return jax.vmap(one)(codes, keys).mean()
 
 
 def two_states(kind: str, on_policy: bool, ends_as: str) -> Transition:
@@ -311,5 +311,3 @@ def numeric(cls: type[Learner]) -> list[str]:
     """The hyperparameters of a learner that are numbers."""
     return [f.name for f in dataclasses.fields(cls) if "float" in str(f.type) or "int" in str(f.type).split("tuple")[0]]
 
-
-__all__ = ["Metrics", "Setting", "learners", "settings"]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from settings import (
-    ANY, BAD, PLAIN, PLAIN_OF, ROLES, SPACES, Identity, learners, log, numeric, one_batch, planned, regret,
+    ANY, BAD, PLAIN, PLAIN_OF, ROLES, SPACES, Identity, learners, log, mean_reward, numeric, one_batch, planned,
     run_updates, settings, two_states,
 )  # fmt: skip
 
@@ -187,8 +187,8 @@ def test_a_loss_reaches_the_networks_that_are_declared_and_no_other(setting, mon
 def test_it_learns_a_world_whose_best_policy_is_known(setting):
     run = three_seeds(setting)
     assert all(np.isfinite(values).all() for name, values in run.history.items() if not name.startswith("episode/"))
-    for seed in range(3):
-        assert regret(run, seed, setting.kind) < 0.1
+    # always the same action earns -0.25 or -0.5, uniformly random ones earn -0.58 or -0.5
+    assert all(mean_reward(policy, setting.kind) > -0.1 for policy in run.policies)
 
 
 # --- 5. same seed, same bits
@@ -209,7 +209,7 @@ def test_a_seed_among_several_gives_the_bits_it_gives_alone(setting):
 @every_setting
 def test_a_policy_maps_over_a_batch(setting):
     learner = setting.learner
-    state = one_seed(setting).states[0]
+    state = jax.tree.map(jnp.asarray, one_seed(setting).states[0])
     obs, keys = jax.random.normal(jax.random.key(0), (4, 2)), jax.random.split(jax.random.key(1), 4)
     for policy in (learner.policy(state), learner.explorer(state)):
         together, _ = jax.vmap(lambda o, k, p=policy: p(o, p.init(), k))(obs, keys)

@@ -113,7 +113,9 @@ class Identity(Env):
         return code, jax.nn.one_hot(code, 2)
 
     def step(self, state, action, key):
-        return state, Step(jax.nn.one_hot(state, 2), reward(self.kind, state, action), jnp.array(True), jnp.array(False))
+        return state, Step(
+            jax.nn.one_hot(state, 2), reward(self.kind, state, action), jnp.array(True), jnp.array(False)
+        )
 
 
 def best(kind: str, code):
@@ -310,4 +312,3 @@ def one_batch(setting: Setting, learner: Learner, state) -> Transition:
 def numeric(cls: type[Learner]) -> list[str]:
     """The hyperparameters of a learner that are numbers."""
     return [f.name for f in dataclasses.fields(cls) if "float" in str(f.type) or "int" in str(f.type).split("tuple")[0]]
-

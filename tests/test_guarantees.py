@@ -16,8 +16,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from settings import (
-    ANY, BAD, PLAIN, PLAIN_OF, ROLES, SPACES, Identity, learners, log, mean_reward, numeric, one_batch, planned,
-    run_updates, settings, two_states,
+    ANY,
+    BAD,
+    PLAIN,
+    PLAIN_OF,
+    ROLES,
+    SPACES,
+    Identity,
+    learners,
+    log,
+    mean_reward,
+    numeric,
+    one_batch,
+    planned,
+    run_updates,
+    settings,
+    two_states,
 )  # fmt: skip
 
 from habitus.core.card import cards

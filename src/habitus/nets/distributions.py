@@ -35,10 +35,10 @@ class Distribution(eqx.Module):
 
 
 class Normal(Distribution):
-    """Independent Gaussians, one for each dimension."""
+    """Independent Gaussians, one for each dimension; with leading axes, several of them side by side."""
 
-    mean: Float[Array, "actions"]
-    log_std: Float[Array, "actions"]
+    mean: Float[Array, "*several actions"]
+    log_std: Float[Array, "*several actions"]
 
     def sample(self, key: PRNGKeyArray) -> Float[Array, "actions"]:
         return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape)

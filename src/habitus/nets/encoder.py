@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from habitus.core.errors import SpaceMismatch
 from habitus.core.spec import Spec
 
 
@@ -44,6 +45,9 @@ class ConvEncoder(Encoder):
     """Three convolutions of strides 4, 2, 1 (Mnih et al. 2015), scaled down for small images.
 
     Takes [height, width, channels], in 0..255 if the image is of integers.
+
+    Raises:
+        SpaceMismatch: for images below 5 by 5, of which nothing would be left.
     """
 
     layers: tuple[eqx.nn.Conv2d, ...]
@@ -52,6 +56,8 @@ class ConvEncoder(Encoder):
 
     def __init__(self, shape: tuple[int, int, int], integers: bool, key: PRNGKeyArray):
         height, width, channels = shape
+        if min(height, width) < 5:
+            raise SpaceMismatch(f"images are {height} by {width}, but must be at least 5 by 5; flatten smaller ones.")
         plan = [(32, 8, 4), (64, 4, 2), (64, 3, 1)] if min(height, width) >= 36 else [(16, 3, 1), (32, 3, 2)]
         layers = []
         for k, (out, kernel, stride) in zip(jax.random.split(key, len(plan)), plan, strict=True):

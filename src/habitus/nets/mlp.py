@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from habitus.core.errors import ConfigError
+from habitus.core.protocols import require
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
@@ -67,8 +68,9 @@ class MLP(eqx.Module):
                 and this gain in the last; None for PyTorch's default initialisation.
 
         Raises:
-            ConfigError: for an unknown activation.
+            ConfigError: for an unknown activation, or a hidden layer without units.
         """
+        require(all(width >= 1 for width in hidden), f"widths of hidden layers must be 1 or more, but are {hidden}.")
         if activation not in ACTIVATIONS:
             raise ConfigError(f"activation must be one of {', '.join(ACTIVATIONS)}, but is {activation!r}.")
         self.activation = activation

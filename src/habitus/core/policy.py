@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
+from habitus.core.errors import CheckpointError
 from habitus.core.protocols import Policy
 from habitus.core.spec import Spec, space_from_json, space_to_json
 
@@ -80,8 +81,14 @@ class Deployed(Policy):
         from habitus.core.serialise import load_module
 
         policy = load_module(Path(folder), "policy", cls)
+        try:
+            own = policy.spec
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"the spaces in {folder}/policy.json are damaged ({error}); save it again."
+            ) from error
         if spec is not None:
-            spec.check_same(policy.spec, f"the saved policy in {folder}")
+            spec.check_same(own, f"the saved policy in {folder}")
         return policy
 
 

@@ -65,10 +65,10 @@ def from_plain(data: Any, arrays: dict[str, np.ndarray], allow: tuple[str, ...] 
     cls = _resolve(data["class"], allow)
     module = object.__new__(cls)
     for field in dataclasses.fields(cls):
-        if field.name in data["fields"]:
-            object.__setattr__(module, field.name, from_plain(data["fields"][field.name], arrays, allow))
-        elif field.default is not dataclasses.MISSING:
-            object.__setattr__(module, field.name, field.default)
+        # a field that the file lacks came later, and has a default, or the file is damaged
+        known = field.name in data["fields"] or field.default is dataclasses.MISSING
+        value = from_plain(data["fields"][field.name], arrays, allow) if known else field.default
+        object.__setattr__(module, field.name, value)
     return module
 
 

@@ -62,15 +62,15 @@ def _width(name: str, space: spaces.Space) -> int:
 
 
 def _one_hot(index: Array, n: int) -> Float[Array, "... n"]:
-    return (jnp.asarray(index)[..., None] == jnp.arange(n)).astype(jnp.float32)
+    return (index[..., None] == jnp.arange(n)).astype(jnp.float32)
 
 
 def _vector(space: spaces.Space, value: Any) -> Float[Array, "width"]:
     """One part of an observation as a vector."""
     if isinstance(space, spaces.Discrete):
-        return _one_hot(value - int(space.start), int(space.n))
+        return _one_hot(jnp.asarray(value) - int(space.start), int(space.n))
     if isinstance(space, spaces.MultiDiscrete):
-        flat, sizes = jnp.ravel(value), space.nvec.ravel()
+        flat, sizes = jnp.ravel(jnp.asarray(value) - space.start), space.nvec.ravel()
         return jnp.concatenate([_one_hot(flat[i], int(n)) for i, n in enumerate(sizes)])
     return jnp.ravel(jnp.asarray(value, jnp.float32))
 
@@ -228,7 +228,7 @@ class Spec:
         if self.discrete:
             return jnp.asarray(action - int(self.action_space.start), jnp.int32)  # type: ignore[attr-defined]
         if self.multi_discrete:
-            return jnp.ravel(jnp.asarray(action, jnp.int32))
+            return jnp.ravel(jnp.asarray(action - self.action_space.start, jnp.int32))  # type: ignore[attr-defined]
         centre, half = self._affine()
         return (jnp.ravel(jnp.asarray(action, jnp.float32)) - centre) / half
 
@@ -238,7 +238,7 @@ class Spec:
         if self.discrete:
             return jnp.asarray(action, jnp.int32) + int(space.start)  # type: ignore[attr-defined]
         if self.multi_discrete:
-            return jnp.asarray(action, jnp.int32).reshape(space.shape)
+            return jnp.asarray(action, jnp.int32).reshape(space.shape) + np.asarray(space.start, np.int32)  # type: ignore[attr-defined]
         centre, half = self._affine()
         if self.bounded:
             action = jnp.clip(action, -1.0, 1.0)
@@ -285,7 +285,7 @@ def _compatible(a: spaces.Space, b: spaces.Space) -> bool:
             np.allclose(x, y, atol=1e-6) or not np.isfinite(x).all() or not np.isfinite(y).all()
             for x, y in ((a.low, b.low), (a.high, b.high))  # type: ignore[attr-defined]
         )
-    return a == b
+    return bool(a == b)
 
 
 def space_to_json(space: spaces.Space) -> dict[str, Any]:
@@ -301,9 +301,9 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
     if isinstance(space, spaces.Discrete):
         return {"kind": "Discrete", "n": int(space.n), "start": int(space.start)}
     if isinstance(space, spaces.MultiDiscrete):
-        return {"kind": "MultiDiscrete", "nvec": space.nvec.tolist()}
+        return {"kind": "MultiDiscrete", "nvec": space.nvec.tolist(), "start": space.start.tolist()}
     if isinstance(space, spaces.MultiBinary):
-        return {"kind": "MultiBinary", "shape": list(space.shape)}
+        return {"kind": "MultiBinary", "n": space.n if isinstance(space.n, int) else list(space.shape)}
     if isinstance(space, spaces.Dict):
         return {"kind": "Dict", "spaces": {k: space_to_json(v) for k, v in space.spaces.items()}}
     if isinstance(space, spaces.Tuple):
@@ -321,9 +321,9 @@ def space_from_json(data: dict[str, Any]) -> spaces.Space:
     if kind == "Discrete":
         return spaces.Discrete(data["n"], start=data["start"])
     if kind == "MultiDiscrete":
-        return spaces.MultiDiscrete(data["nvec"])
+        return spaces.MultiDiscrete(data["nvec"], start=data["start"])
     if kind == "MultiBinary":
-        return spaces.MultiBinary(data["shape"])
+        return spaces.MultiBinary(data["n"])
     if kind == "Dict":
         return spaces.Dict({k: space_from_json(v) for k, v in data["spaces"].items()})
     if kind == "Tuple":

@@ -85,7 +85,7 @@ def _bounds(space: spaces.Space) -> tuple[Any, Any]:
     if isinstance(space, spaces.Discrete):
         return np.float64(space.start), np.float64(space.start + space.n - 1)
     if isinstance(space, spaces.MultiDiscrete):
-        return np.zeros(space.shape), space.nvec.astype(np.float64) - 1
+        return space.start.astype(np.float64), (space.start + space.nvec - 1).astype(np.float64)
     if isinstance(space, spaces.MultiBinary):
         return np.zeros(space.shape), np.ones(space.shape)
     return None, None

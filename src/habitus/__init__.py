@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from habitus.report.page import write_report as write_report
     from habitus.train.loop import learn as learn
     from habitus.train.run import Run as Run
-    from habitus.train.setup import entry as method
+    from habitus.train.setup import entry as entry
     from habitus.train.sources import Replay as Replay
     from habitus.train.sources import Rollouts as Rollouts
     from habitus.train.standard import load as load

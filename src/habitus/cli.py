@@ -15,7 +15,7 @@ from typing import Any
 from habitus.core.card import Card, card, cards
 from habitus.core.errors import ConfigError, HabitusError
 
-Rows = list[tuple[str, ...]]
+Rows = Sequence[tuple[str, ...]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -110,9 +110,7 @@ def table(header: Sequence[str], rows: Rows) -> None:
 def learn_command(argv: list[str]) -> None:
     """`habitus learn METHOD`: the options of `learn`, and the hyperparameters of the method."""
     if not argv or argv[0].startswith("-"):
-        print(
-            "usage: habitus learn METHOD [--env WORLD] [--data DATA] [options]; `habitus learn METHOD --help` lists them."
-        )
+        print("usage: habitus learn METHOD [--env WORLD] [--data DATA] [options]; METHOD --help lists them.")
         print("methods:", ", ".join(_learners()))
         return
     import dataclasses
@@ -128,8 +126,11 @@ def learn_command(argv: list[str]) -> None:
     learner = entry(slug)
     if not (isinstance(learner, type) and issubclass(learner, Learner)):
         raise ConfigError(f"{slug} is a {card(slug).kind}, not a learner; use one of {', '.join(_learners())}.")
-    fields = [("options", tyro.conf.OmitArgPrefixes[LearnOptions], dataclasses.field(default_factory=LearnOptions))]
-    fields += [("hyperparameters", tyro.conf.OmitArgPrefixes[learner], dataclasses.field(default_factory=learner))]  # type: ignore[valid-type]
+    flat: Any = tyro.conf.OmitArgPrefixes
+    fields: list[tuple[str, Any, Any]] = [
+        ("options", flat[LearnOptions], dataclasses.field(default_factory=LearnOptions)),
+        ("hyperparameters", flat[learner], dataclasses.field(default_factory=learner)),
+    ]
     both = dataclasses.make_dataclass("Arguments", fields)
     found: Any = tyro.cli(both, args=rest, prog=f"habitus learn {slug}", description=card(slug).title)
     options = found.options.resolved(slug)

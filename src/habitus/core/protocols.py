@@ -17,6 +17,7 @@ from habitus.core.spec import Spec
 from habitus.core.trees import Metrics
 
 Carry = Any
+Explorer = Any  # a Policy; where the source runs in Python, its compiled form (habitus.train.host.Actor)
 EnvState = Any
 Batch = Any
 
@@ -121,11 +122,11 @@ class Source(eqx.Module):
         """The contract that the learner is given."""
 
     @abc.abstractmethod
-    def init(self, explorer: Policy, key: PRNGKeyArray) -> PyTree:
+    def init(self, explorer: Explorer, key: PRNGKeyArray) -> PyTree:
         """What the source remembers between draws; `explorer` gives the shape of its carry."""
 
     @abc.abstractmethod
-    def draw(self, state: PyTree, explorer: Policy, key: PRNGKeyArray) -> tuple[PyTree, Batch]:
+    def draw(self, state: PyTree, explorer: Explorer, key: PRNGKeyArray) -> tuple[PyTree, Batch]:
         """The next batch, collected by `explorer` where this source acts.
 
         With `updates_per_draw` above 1 the batch has one more leading axis of that length.

@@ -95,7 +95,7 @@ def _near(name: str) -> str:
     return clause if clause.endswith("?") else f"{clause}, or any id that Gymnasium knows"
 
 
-def canonical(env: Env | HostEnv) -> Env | HostEnv:
+def canonical(env: Env | HostEnv) -> Canonical | HostCanonical:
     """The world as learners see it: `Canonical`, or `HostCanonical` for one that runs in Python."""
     if isinstance(env, (Canonical, HostCanonical)):
         return env

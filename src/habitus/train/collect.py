@@ -141,15 +141,15 @@ class HostCollector:
                 )
         return Transition(obs, action, step.reward, step.terminated, step.truncated, step.obs)
 
-    def report(self) -> dict[str, float]:
+    def report(self) -> Metrics:
         """As `EpisodeTally.report`."""
         n = len(self.finished)
         returns, lengths = zip(*self.finished, strict=True) if n else ([np.nan], [np.nan])
         self.finished = []
         return {
-            "episode/return": float(np.mean(returns)),
-            "episode/length": float(np.mean(lengths)),
-            "episode/finished": float(n),
+            "episode/return": jnp.asarray(np.mean(returns)),
+            "episode/length": jnp.asarray(np.mean(lengths)),
+            "episode/finished": jnp.asarray(float(n)),
         }
 
 
@@ -180,7 +180,7 @@ def run_episodes(policy: Policy, env: Env | HostEnv, episodes: int, seed: int = 
 
 
 @eqx.filter_jit
-def _pure_episodes(policy: Policy, env: Env, seeds: Array, discount: Array) -> tuple[Array, Array, Array, Array, bool]:
+def _pure_episodes(policy: Policy, env: Env, seeds: Any, discount: Array) -> tuple[Array, Array, Array, Array, bool]:
     n = seeds.shape[0]
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
     env_state, obs = jax.vmap(env.reset)(keys)

@@ -20,6 +20,7 @@ from habitus.core.experience import Transition
 from habitus.core.protocols import Policy
 from habitus.core.spec import Spec
 from habitus.core.trees import is_array
+from habitus.train.buffer import empty_transitions
 
 Arrays = list[Array]
 
@@ -71,15 +72,7 @@ class HostBuffer:
     """The last `capacity` transitions; changes in place."""
 
     def __init__(self, spec: Spec, capacity: int):
-        obs = np.zeros((capacity, *spec.obs_shape), spec.obs_dtype)
-        self.data = Transition(
-            obs=obs,
-            action=np.zeros((capacity, *spec.action_shape), spec.action_dtype),
-            reward=np.zeros(capacity, np.float32),
-            terminated=np.zeros(capacity, bool),
-            truncated=np.zeros(capacity, bool),
-            next_obs=np.zeros_like(obs),
-        )
+        self.data = jax.tree.map(np.array, empty_transitions(spec, capacity))
         self.capacity, self.position, self.size = capacity, 0, 0
 
     def add(self, rows: Transition) -> None:

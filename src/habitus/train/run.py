@@ -70,7 +70,8 @@ class Run:
         from habitus.train.setup import slug_of
 
         where = f", folder={str(self.folder)!r}" if self.folder else ""
-        return f"Run({slug_of(self.learner)!r}, seeds={list(self.seeds)}, updates={int(self.history['update'][-1])}{where})"
+        updates = int(self.history["update"][-1])
+        return f"Run({slug_of(self.learner)!r}, seeds={list(self.seeds)}, updates={updates}{where})"
 
 
 def merge(parts: Sequence[Run]) -> Run:
@@ -83,7 +84,7 @@ def merge(parts: Sequence[Run]) -> Run:
         history[name] = np.concatenate([part.history[name][:n] for part in parts], axis=1)
     evaluations = []
     for rows in zip(*(part.evaluations[:m] for part in parts), strict=True):
-        joined = {k: sum((row[k] for row in rows), []) for k in ("seeds", "returns", "lengths", "success")}
+        joined: dict[str, list[Any]] = {k: sum((row[k] for row in rows), []) for k in ("seeds", "returns", "lengths", "success")}
         evaluations.append({"step": rows[0]["step"], "update": rows[0]["update"]} | joined)
     return dataclasses.replace(
         parts[0],

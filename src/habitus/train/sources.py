@@ -12,7 +12,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from habitus.core.errors import ConfigError
 from habitus.core.experience import Transition, flatten_time
-from habitus.core.protocols import Env, HostEnv, Policy, Source, require
+from habitus.core.protocols import Env, Explorer, HostEnv, Policy, Source, require
 from habitus.core.spec import Spec
 from habitus.core.trees import Metrics, take
 from habitus.data.dataset import Dataset
@@ -81,15 +81,16 @@ class Rollouts(Source):
     def spec(self) -> Spec:
         return self.env.env.spec
 
-    def init(self, explorer: Policy, key: PRNGKeyArray) -> Any:
+    def init(self, explorer: Explorer, key: PRNGKeyArray) -> Any:
         if isinstance(self.env, HostEnv):
             return HostCollector(self.env, explorer, _seed(key))
         return start(self.env, self.num_envs, explorer, key)
 
-    def draw(self, state: Any, explorer: Policy, key: PRNGKeyArray) -> tuple[Any, Transition]:
+    def draw(self, state: Any, explorer: Explorer, key: PRNGKeyArray) -> tuple[Any, Transition]:
         if isinstance(state, HostCollector):
             rows = [state.step(explorer) for _ in range(self.length)]
             return state, jax.tree.map(lambda *xs: np.stack(xs), *rows)
+        assert isinstance(self.env, Canonical)
         return collect(self.env, state, explorer, key, self.length)
 
     def draws(self, steps: int) -> int:
@@ -213,7 +214,7 @@ class Replay(Source):
     def steps(self, draws: int) -> int:
         return self.warmup + draws * self._ratio()[0] * self.num_envs
 
-    def init(self, explorer: Policy, key: PRNGKeyArray) -> Any:
+    def init(self, explorer: Explorer, key: PRNGKeyArray) -> Any:
         uniform = Uniform.over(self.spec, explorer)
         blocks = -(-self.warmup // self.num_envs)
         if isinstance(self.env, HostEnv):
@@ -228,13 +229,14 @@ class Replay(Source):
         buffer = Buffer.empty(self.spec, self.capacity)
         return ReplayState(collection, buffer.add(jax.tree.map(lambda x: x[: self.capacity], flatten_time(rows))))
 
-    def draw(self, state: Any, explorer: Policy, key: PRNGKeyArray) -> tuple[Any, Transition]:
+    def draw(self, state: Any, explorer: Explorer, key: PRNGKeyArray) -> tuple[Any, Transition]:
         steps, repeats = self._ratio()
         if isinstance(state, HostReplayState):
             for _ in range(steps):
                 state.buffer.add(state.collector.step(explorer))
             state.collector.plan(explorer)
             return state, self._host_batch(state.buffer, key, repeats)
+        assert isinstance(self.env, Canonical)
         act_key, sample_key = jax.random.split(key)
         collection, rows = collect(self.env, state.collection, explorer, act_key, steps)
         buffer = state.buffer.add(flatten_time(rows))

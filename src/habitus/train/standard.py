@@ -119,6 +119,7 @@ def _make_all(task: str, seed: int) -> None:
     engine = HostEngine(sac, source, source.spec, seed, None)
     checks: list[tuple[int, float, Policy]] = []
     trial = make(plan.world)
+    assert isinstance(trial, HostEnv)
     for done in range(CHECK_EVERY, source.draws(plan.steps) + 1, CHECK_EVERY):
         engine.advance(CHECK_EVERY)
         greedy = Deployed.of(engine.policy(0), source.spec)
@@ -150,13 +151,13 @@ def _make_all(task: str, seed: int) -> None:
             "behaviour_return_std": float(returns[name].std()),
             "learning_curve": [[step, score] for step, score, _ in checks],
         }
-        spaces = {"observation_space": world.observation_space, "action_space": world.action_space}
-        npz.write(Dataset.from_arrays(**columns, **spaces, meta=meta), _path(task, name, seed))
+        columns |= {"observation_space": world.observation_space, "action_space": world.action_space}
+        npz.write(Dataset.from_arrays(**columns, meta=meta), _path(task, name, seed))
     engine.close()
     trial.close()
 
 
-def _columns(rows: Any, spec: Any, n: int) -> dict[str, np.ndarray]:
+def _columns(rows: Any, spec: Any, n: int) -> dict[str, Any]:
     """The first `n` canonical transitions, in the user's spaces; the last of them ends its episode."""
     columns = {k: np.array(v[:n]) for k, v in vars(rows).items()}
     columns["action"] = np.asarray(jax.vmap(spec.decode_action)(columns["action"]))
@@ -164,7 +165,7 @@ def _columns(rows: Any, spec: Any, n: int) -> dict[str, np.ndarray]:
     return columns
 
 
-def _roll_out(policy: Deployed, plan: Task, seed: int) -> dict[str, np.ndarray]:
+def _roll_out(policy: Deployed, plan: Task, seed: int) -> dict[str, Any]:
     """`plan.size` transitions of a policy."""
     env = make(plan.world)
     assert isinstance(env, HostEnv)

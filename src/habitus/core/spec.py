@@ -238,7 +238,8 @@ class Spec:
         if self.discrete:
             return jnp.asarray(action, jnp.int32) + int(space.start)  # type: ignore[attr-defined]
         if self.multi_discrete:
-            return jnp.asarray(action, jnp.int32).reshape(space.shape) + np.asarray(space.start, np.int32)  # type: ignore[attr-defined]
+            start = jnp.asarray(space.start, jnp.int32)  # type: ignore[attr-defined]
+            return jnp.asarray(action, jnp.int32).reshape(space.shape) + start
         centre, half = self._affine()
         if self.bounded:
             action = jnp.clip(action, -1.0, 1.0)

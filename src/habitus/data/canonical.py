@@ -69,7 +69,12 @@ def canonical_action(spec: Spec, column: Any) -> Any:
     """An action column [rows, ...] in canonical form."""
     space = spec.action_space
     plain = space == spaces.Box(-1, 1, spec.action_shape, np.float32) and column.dtype == np.float32
-    flat_integers = spec.multi_discrete and column.ndim == 2 and column.dtype == np.int32 and not space.start.any()
+    flat_integers = (
+        isinstance(space, spaces.MultiDiscrete)
+        and column.ndim == 2
+        and column.dtype == np.int32
+        and not space.start.any()
+    )
     if plain or flat_integers or _plain_integers(space, column):
         return column
     return _converted(column, spec.encode_action, spec.action_shape, spec.action_dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 from functools import cache
 
 import equinox as eqx
@@ -309,6 +310,7 @@ def one_batch(setting: Setting, learner: Learner, state) -> Transition:
     return setting.source.draw(setting.source.init(explorer, jax.random.key(2)), explorer, jax.random.key(3))[1]
 
 
-def numeric(cls: type[Learner]) -> list[str]:
-    """The hyperparameters of a learner that are numbers."""
-    return [f.name for f in dataclasses.fields(cls) if "float" in str(f.type) or "int" in str(f.type).split("tuple")[0]]
+def numeric(cls: type[Learner]) -> dict[str, bool]:
+    """The hyperparameters of a learner that are numbers, and whether they may be fractions."""
+    kinds = {f.name: str(f.type) for f in dataclasses.fields(cls)}
+    return {name: "float" in kind for name, kind in kinds.items() if re.match(r"(float|int)\b", kind)}

@@ -125,7 +125,8 @@ def test_a_fresh_policy_gradient_actor_is_nearly_uniform():
     ("make", "spec"),
     [
         (heads.Critic, CHOICE), (heads.DiscreteCritic, REAL), (heads.DeterministicActor, CHOICE),
-        (heads.DeterministicActor, UNBOUNDED), (heads.TanhGaussianActor, UNBOUNDED), (heads.BoundedGaussianActor, UNBOUNDED),
+        (heads.DeterministicActor, UNBOUNDED), (heads.TanhGaussianActor, UNBOUNDED),
+        (heads.BoundedGaussianActor, UNBOUNDED),
     ],
 )  # fmt: skip
 def test_a_head_refuses_actions_that_it_cannot_give(make, spec):

@@ -9,9 +9,10 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import gymnasium
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
-from habitus.core.errors import ConfigError
+from habitus.core.domains import check_domains
+from habitus.core.domains import require as require
 from habitus.core.experience import Action, Obs, Step
 from habitus.core.spec import Spec
 from habitus.core.trees import Metrics
@@ -170,6 +171,9 @@ class Learner(eqx.Module):
     on_policy: ClassVar[bool] = False
     trains: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
+    def __check_init__(self) -> None:
+        check_domains(hyperparameters(self))
+
     @abc.abstractmethod
     def init(self, spec: Spec, key: PRNGKeyArray) -> PyTree:
         """The first state. Raises `SpaceMismatch` where the method cannot act in these spaces."""
@@ -190,11 +194,3 @@ class Learner(eqx.Module):
 def hyperparameters(learner: eqx.Module) -> dict[str, Any]:
     """Field names and values of a learner, in order."""
     return {f.name: getattr(learner, f.name) for f in dataclasses.fields(learner)}
-
-
-def require(condition: bool | Array, message: str) -> None:
-    """Raises `ConfigError(message)` unless `condition`; traced values pass, as a sweep maps over them."""
-    import jax
-
-    if not isinstance(condition, jax.core.Tracer) and not bool(condition):
-        raise ConfigError(message)

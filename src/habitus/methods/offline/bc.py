@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from habitus.core.card import Card
 from habitus.core.experience import Transition
-from habitus.core.protocols import Learner, Policy, require
+from habitus.core.protocols import Learner, Policy
 from habitus.core.spec import Spec
 from habitus.core.trees import Metrics, descend, trainable
 from habitus.nets.heads import DeterministicActor, StochasticActor
@@ -57,10 +57,6 @@ class BC(Learner):
     hidden: tuple[int, ...] = (256, 256)
 
     trains: ClassVar = {"actor": ("actor_loss",)}
-
-    def __check_init__(self) -> None:
-        require(self.learning_rate > 0, f"learning_rate must be above 0, but is {self.learning_rate}.")
-        require(self.batch_size >= 1, f"batch_size must be 1 or more, but is {self.batch_size}.")
 
     def init(self, spec: Spec, key: PRNGKeyArray) -> BCState:
         actor: DeterministicActor | StochasticActor

@@ -78,10 +78,7 @@ class IQL(Learner):
         require((0 < self.expectile) & (self.expectile < 1), f"expectile must be in (0, 1), but is {self.expectile}.")
         require(self.temperature >= 0, f"temperature must be 0 or more, but is {self.temperature}.")
         require(self.max_weight > 0, f"max_weight must be above 0, but is {self.max_weight}.")
-        require(self.learning_rate > 0, f"learning_rate must be above 0, but is {self.learning_rate}.")
-        require((0 <= self.discount) & (self.discount <= 1), f"discount must be in [0, 1], but is {self.discount}.")
         require((0 < self.tau) & (self.tau <= 1), f"tau must be in (0, 1], but is {self.tau}.")
-        require(self.batch_size >= 1, f"batch_size must be 1 or more, but is {self.batch_size}.")
 
     def init(self, spec: Spec, key: PRNGKeyArray) -> IQLState:
         actor_key, critic_key, value_key = jax.random.split(key, 3)

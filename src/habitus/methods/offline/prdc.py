@@ -60,6 +60,7 @@ class PRDC(TD3BC):
     def __check_init__(self) -> None:
         require(self.beta >= 0, f"beta weights the state in a distance, so it must be 0 or more, but is {self.beta}.")
         require(self.neighbours >= 1, f"neighbours must be 1 or more, but is {self.neighbours}.")
+        require(self.max_pairs >= 1, f"max_pairs must be 1 or more, but is {self.max_pairs}.")
         require(self.mode in ("mean", "kth"), f"mode must be mean or kth, but is {self.mode!r}.")
 
     def init(self, spec: Spec, key: PRNGKeyArray) -> PRDCState:

@@ -74,11 +74,11 @@ class TD3BC(Learner):
 
     def __check_init__(self) -> None:
         require(self.alpha > 0, f"alpha weights the critic, so it must be above 0, but is {self.alpha}.")
-        require(self.learning_rate > 0, f"learning_rate must be above 0, but is {self.learning_rate}.")
-        require((0 <= self.discount) & (self.discount <= 1), f"discount must be in [0, 1], but is {self.discount}.")
         require((0 < self.tau) & (self.tau <= 1), f"tau must be in (0, 1], but is {self.tau}.")
         require(self.actor_delay >= 1, f"actor_delay must be 1 or more, but is {self.actor_delay}.")
-        require(self.batch_size >= 1, f"batch_size must be 1 or more, but is {self.batch_size}.")
+        for name in ("noise", "noise_clip", "exploration"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name} must be 0 or more, but is {value}.")
 
     def init(self, spec: Spec, key: PRNGKeyArray) -> TD3BCState:
         spec.require("bounded", type(self).__name__)

@@ -48,7 +48,6 @@ class TabularQ(Learner):
 
     def __check_init__(self) -> None:
         require((0.5 < self.decay) & (self.decay <= 1), f"decay must be in (1/2, 1], but is {self.decay}.")
-        require((0 <= self.discount) & (self.discount <= 1), f"discount must be in [0, 1], but is {self.discount}.")
 
     def init(self, spec: Spec, key: PRNGKeyArray) -> TabularQState:
         spec.require("discrete", "tabular Q-learning")

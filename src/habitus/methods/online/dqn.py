@@ -67,14 +67,11 @@ class DQN(Learner):
     trains: ClassVar = {"critic": ("critic_loss",)}
 
     def __check_init__(self) -> None:
-        require(self.learning_rate > 0, f"learning_rate must be above 0, but is {self.learning_rate}.")
-        require((0 <= self.discount) & (self.discount <= 1), f"discount must be in [0, 1], but is {self.discount}.")
         require(self.target_period >= 1, f"target_period must be 1 or more, but is {self.target_period}.")
         for name in ("epsilon_start", "epsilon_end"):
             value = getattr(self, name)
             require((0 <= value) & (value <= 1), f"{name} is a share, in [0, 1], but is {value}.")
         require(self.epsilon_updates >= 1, f"epsilon_updates must be 1 or more, but is {self.epsilon_updates}.")
-        require(self.batch_size >= 1, f"batch_size must be 1 or more, but is {self.batch_size}.")
 
     def init(self, spec: Spec, key: PRNGKeyArray) -> DQNState:
         spec.require("discrete", type(self).__name__)

@@ -78,11 +78,10 @@ class MDPO(Learner):
     trains: ClassVar = {"actor": ("actor_loss",), "critic": ("critic_loss",)}
 
     def __check_init__(self) -> None:
-        require(self.learning_rate > 0, f"learning_rate must be above 0, but is {self.learning_rate}.")
         require(self.inner_steps >= 1, f"inner_steps must be 1 or more, but is {self.inner_steps}.")
         require(self.step_size > 0, f"step_size must be above 0, but is {self.step_size}.")
+        require(self.value_clip > 0, f"value_clip must be above 0, but is {self.value_clip}.")
         require((0 < self.tsallis_q) & (self.tsallis_q <= 2), f"tsallis_q must be in (0, 2], but is {self.tsallis_q}.")
-        require((0 <= self.discount) & (self.discount <= 1), f"discount must be in [0, 1], but is {self.discount}.")
 
     @property
     def actor_optimizer(self) -> optax.GradientTransformation:
@@ -205,8 +204,8 @@ class MDPOOffPolicy(Learner):
         require(self.copy_period >= 1, f"copy_period must be 1 or more, but is {self.copy_period}.")
         require((0 < self.tsallis_q) & (self.tsallis_q <= 2), f"tsallis_q must be in (0, 2], but is {self.tsallis_q}.")
         require(self.actor_q in ("first", "min"), f"actor_q must be first or min, but is {self.actor_q!r}.")
-        require(self.learning_rate > 0, f"learning_rate must be above 0, but is {self.learning_rate}.")
-        require((0 <= self.discount) & (self.discount <= 1), f"discount must be in [0, 1], but is {self.discount}.")
+        require(self.regularisation >= 0, f"regularisation must be 0 or more, but is {self.regularisation}.")
+        require((0 < self.tau) & (self.tau <= 1), f"tau must be in (0, 1], but is {self.tau}.")
 
     def init(self, spec: Spec, key: PRNGKeyArray) -> MDPOOffState:
         if spec.discrete or spec.multi_discrete:

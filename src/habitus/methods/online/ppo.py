@@ -77,14 +77,8 @@ class PPO(Learner):
     trains: ClassVar = {"actor": ("actor_loss",), "critic": ("critic_loss",)}
 
     def __check_init__(self) -> None:
-        require(self.learning_rate > 0, f"learning_rate must be above 0, but is {self.learning_rate}.")
-        require((0 <= self.discount) & (self.discount <= 1), f"discount must be in [0, 1], but is {self.discount}.")
-        require(
-            (0 <= self.gae_lambda) & (self.gae_lambda <= 1), f"gae_lambda must be in [0, 1], but is {self.gae_lambda}."
-        )
         require(self.clip > 0, f"clip must be above 0, but is {self.clip}.")
-        require(self.epochs >= 1, f"epochs must be 1 or more, but is {self.epochs}.")
-        require(self.minibatch_size >= 1, f"minibatch_size must be 1 or more, but is {self.minibatch_size}.")
+        require(self.entropy >= 0, f"entropy must be 0 or more, but is {self.entropy}.")
 
     @property
     def optimizer(self) -> optax.GradientTransformation:

@@ -79,11 +79,8 @@ class SAC(Learner):
     }
 
     def __check_init__(self) -> None:
-        require(self.learning_rate > 0, f"learning_rate must be above 0, but is {self.learning_rate}.")
-        require((0 <= self.discount) & (self.discount <= 1), f"discount must be in [0, 1], but is {self.discount}.")
         require((0 < self.tau) & (self.tau <= 1), f"tau must be in (0, 1], but is {self.tau}.")
         require(self.temperature > 0, f"temperature must be above 0, but is {self.temperature}.")
-        require(self.batch_size >= 1, f"batch_size must be 1 or more, but is {self.batch_size}.")
 
     def init(self, spec: Spec, key: PRNGKeyArray) -> SACState:
         spec.require("bounded", type(self).__name__)

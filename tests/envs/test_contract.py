@@ -66,6 +66,11 @@ def test_steps_have_the_declared_types(name):
     assert step.terminated.dtype == step.truncated.dtype == jnp.bool_
     assert step.reward.shape == step.terminated.shape == step.truncated.shape == (STEPS, COPIES)
     assert np.isfinite(step.reward).all()
+    world = WORLDS[name]
+    _, one = jax.eval_shape(
+        world.step, world.reset(jax.random.key(0))[0], world.action_space.sample(), jax.random.key(1)
+    )
+    assert not one.reward.weak_type
 
 
 @every_world

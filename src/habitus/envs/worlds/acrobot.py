@@ -69,7 +69,7 @@ class Acrobot(Env):
         limit = jnp.array([self.max_speed_1, self.max_speed_2])
         state = jnp.concatenate([angles, jnp.clip(state[2:], -limit, limit)])
         up = -jnp.cos(angles[0]) - jnp.cos(angles[0] + angles[1]) > 1.0
-        return state, Step(_observe(state), jnp.where(up, 0.0, -1.0), up, jnp.array(False), {"success": up})
+        return state, Step(_observe(state), up.astype(jnp.float32) - 1, up, jnp.array(False), {"success": up})
 
     def rate(self, state: Float[Array, "4"], torque: Float[Array, ""]) -> Float[Array, "4"]:
         """Time derivative of the state: the equations of Sutton and Barto's book, section 11.3 of edition 1."""

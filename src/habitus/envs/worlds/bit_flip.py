@@ -44,4 +44,4 @@ class BitFlip(Env):
         index = fit_action(self.action_space, action)
         state = state.at[index].set(1 - state[index])
         there = jnp.array_equal(state[: self.bits], state[self.bits :])
-        return state, Step(state, jnp.where(there, 0.0, -1.0), there, jnp.array(False), {"success": there})
+        return state, Step(state, there.astype(jnp.float32) - 1, there, jnp.array(False), {"success": there})

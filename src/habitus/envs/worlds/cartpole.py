@@ -68,4 +68,4 @@ class CartPole(Env):
         force = jnp.where(fit_action(self.action_space, action) == 1, self.force, -self.force)
         state = state + self.dt * self.rate(state, force)
         fallen = (jnp.abs(state[0]) > self.max_position) | (jnp.abs(state[2]) > self.max_angle)
-        return state, Step(state, jnp.array(1.0), fallen, jnp.array(False))
+        return state, Step(state, jnp.ones(()), fallen, jnp.array(False))

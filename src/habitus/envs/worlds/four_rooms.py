@@ -69,5 +69,5 @@ class FourRooms(Env):
         cell = jnp.asarray(SUCCESSORS)[state[0], fit_action(self.action_space, action)]
         time = state[1] + 1
         there = cell == GOAL[0] * SIZE + GOAL[1]
-        reward = jnp.where(there, 1.0 - 0.9 * time / self.limit, 0.0)
+        reward = there * (1.0 - 0.9 * time.astype(jnp.float32) / self.limit)
         return jnp.stack([cell, time]), Step(cell, reward, there, jnp.array(False), {"success": there})

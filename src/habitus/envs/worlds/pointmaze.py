@@ -106,8 +106,7 @@ class PointMaze(Env):
 
         state = jnp.concatenate([jnp.stack([x, y, v_x, v_y]), goal])
         there = jnp.sum((state[:2] - goal) ** 2) <= self.radius**2
-        reward = jnp.where(there, 1.0, 0.0)
-        return state, Step(state, reward, jnp.array(False), jnp.array(False), {"success": there})
+        return state, Step(state, there.astype(jnp.float32), jnp.array(False), jnp.array(False), {"success": there})
 
     def _slide(
         self, position: Float[Array, "2"], velocity: Float[Array, "2"], axis: int

@@ -6,7 +6,6 @@ import os
 from functools import cache
 from pathlib import Path
 from typing import Any
-from typing import Any
 
 import jax
 from platformdirs import user_cache_path
@@ -27,13 +26,12 @@ def prepare() -> None:
     """
     settings: Any = jax.config  # its options are attributes that no type checker can see
     if settings.jax_compilation_cache_dir is None and os.environ.get("HABITUS_COMPILE_CACHE", "on") != "off":
-        config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
-        config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        settings.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        settings.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if settings.jax_num_cpu_devices < 1 and "xla_force_host_platform_device_count" not in os.environ.get(
-        "XLA_FLAGS", ""
-    ):
+    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if settings.jax_num_cpu_devices < 1 and not chosen:
         try:
-            config.update("jax_num_cpu_devices", cores)
+            settings.update("jax_num_cpu_devices", cores)
         except RuntimeError:  # JAX has already started, and cannot be given more devices
             return

@@ -24,7 +24,7 @@ class _Tree:
 
         unique, first = np.unique(points, axis=0, return_index=True)
         order = np.argsort(first)
-        self.rows, self.tree = first[order].astype(np.int32), cKDTree(unique[order])
+        self.rows, self.tree = first[order].astype(np.int32), cKDTree(unique[order], leafsize=64)
 
     def query(self, keys: np.ndarray, k: int) -> np.ndarray:
         """Rows [..., k] of the nearest points, nearest first."""

@@ -249,7 +249,7 @@ def test_a_bad_hyperparameter_is_refused_where_it_is_given(slug):
 @every_learner
 def test_an_unknown_hyperparameter_is_refused_with_what_is_near(slug):
     with pytest.raises(ConfigError, match="did you mean"):
-        learn(slug, log("discrete", expert=True), discounts=0.9, learning_rates=1e-3)
+        learn(slug, log("discrete", expert=True), learning_rates=1e-3)
 
 
 @every_learner

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -47,9 +47,10 @@ class Tally(eqx.Module):
     first_bad: dict[str, Array]
 
     @classmethod
-    def like(cls, metrics: Metrics) -> Tally:
-        """Empty, for metrics of these names."""
-        return cls({k: jnp.zeros(()) for k in metrics}, {k: jnp.full((), NEVER) for k in metrics})
+    def empty(cls, names: Iterable[str]) -> Tally:
+        """For metrics of these names."""
+        names = list(names)
+        return cls({k: jnp.zeros(()) for k in names}, {k: jnp.full((), NEVER) for k in names})
 
     def add(self, metrics: Metrics, update: Array) -> Tally:
         """One more update."""
@@ -103,7 +104,7 @@ def _chunk(learner: Learner, source: Source, state: LoopState, draws: Array) -> 
         return eqx.filter(after, eqx.is_array), carry[1].add(metrics, after.update)
 
     shapes = eqx.filter_eval_shape(lambda a: _one_draw(learner, source, eqx.combine(a, static))[1], arrays)
-    arrays, tally = jax.lax.fori_loop(0, draws, body, (arrays, Tally.like(shapes)))
+    arrays, tally = jax.lax.fori_loop(0, draws, body, (arrays, Tally.empty(shapes)))
     state = eqx.combine(arrays, static)
     reported, report = source.report(state.source)
     return LoopState(state.learner, reported, state.key, state.update), tally, report
@@ -127,8 +128,7 @@ def _init(learner: Learner, source: Source, keys: Key[Array, "seeds"], spec: Spe
     return eqx.filter_vmap(one, out_axes=(eqx.if_array(0), None))(keys)
 
 
-@partial(eqx.filter_jit, donate="all-except-first")
-def _run_chunk(fixed: Any, own: PyTree) -> tuple[PyTree, Tally, Metrics]:
+def _seeds_chunk(fixed: Any, own: PyTree) -> tuple[PyTree, Tally, Metrics]:
     """A chunk of every seed: mapped over on each device of a CPU, one `vmap` on an accelerator."""
     *rest, draws, mesh = fixed
     arrays, static = eqx.partition(own, eqx.is_array)
@@ -148,6 +148,9 @@ def _run_chunk(fixed: Any, own: PyTree) -> tuple[PyTree, Tally, Metrics]:
         block = jax.shard_map(block, mesh=mesh, in_specs=(seed, every, every), out_specs=seed, check_vma=False)
     arrays, tally, report = block(arrays, rest_arrays, draws)
     return eqx.combine(arrays, static), tally, report
+
+
+_run_chunk: Callable[..., Any] = eqx.filter_jit(_seeds_chunk, donate="all-except-first")
 
 
 class PureEngine:
@@ -242,7 +245,7 @@ class HostEngine:
         self.update = np.zeros((), np.int32)
         self._act = _acting(fixed_rest, self.rest)
         self._improve = _improving(fixed_rest, self.rest, source.updates_per_draw)
-        self._tally: Tally | None = None
+        self._metrics: Sequence[str] = ()
         self.source_state = source.init(self._explorer(), source_key)  # type: ignore[arg-type]
 
     def _explorer(self) -> Actor:
@@ -260,7 +263,7 @@ class HostEngine:
         for _ in range(draws):
             key = _fold(self.draw_key, self.update)
             self.source_state, batch = self.source.draw(self.source_state, self._explorer(), key)  # type: ignore[arg-type]
-            tally = self._empty_tally(batch) if tally is None else tally
+            tally = Tally.empty(self._names(batch)) if tally is None else tally
             self.arrays, tally = self._improve(self.arrays, tally, self.fixed, batch, self.update_key, self.update)
             self.update = self.update + np.int32(self.source.updates_per_draw)
         assert tally is not None
@@ -269,12 +272,13 @@ class HostEngine:
         means |= {k: np.asarray(v)[None] for k, v in report.items()}
         return Summary(means, {k: np.asarray(v)[None] for k, v in tally.first_bad.items()}, int(self.update))
 
-    def _empty_tally(self, batch: Any) -> Tally:
-        if self._tally is None:
-            self._tally = eqx.filter_eval_shape(
-                _improve, self.learner, self.state, batch, self.update_key, self.source.updates_per_draw
-            )[1]
-        return Tally.like(self._tally)  # type: ignore[arg-type]
+    def _names(self, batch: Any) -> Sequence[str]:
+        """Of the metrics of an update."""
+        if not self._metrics:
+            n = self.source.updates_per_draw
+            found = eqx.filter_eval_shape(_improve, self.learner, self.state, batch, self.update_key, n)[1]
+            self._metrics = tuple(found)
+        return self._metrics
 
     def learner_state(self, i: int) -> PyTree:
         """The learner's state, on the host."""

@@ -1,4 +1,4 @@
-"""What a run leaves behind: a folder with its configuration, its figures, and further sinks if asked."""
+"""What a run leaves behind: a folder with its configuration and its figures."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from habitus.core.errors import CheckpointError, ConfigError, DataError, MissingExtra, RunExists
+from habitus.core.errors import CheckpointError, DataError, RunExists
 
 PACKAGES = ("habitus", "jax", "jaxlib", "equinox", "optax", "numpy", "scipy", "gymnasium", "orbax-checkpoint")
+REMAINS = ("checkpoints", "policy", "tensorboard", "metrics.jsonl", "evaluations.jsonl")
 
 
 def versions() -> dict[str, str]:
@@ -70,47 +73,76 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-class Sink(Protocol):
-    """Somewhere else that figures go."""
+def _differences(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Each setting that differs, by its dotted name, with both of its values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old | new:
+            yield from _differences(f"{name}.{key}", old.get(key), new.get(key))
+    elif old != new:
+        yield name, old, new
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Figures at an environment step or update."""
 
-    def close(self) -> None:
-        """Flushes."""
+def _remove(path: Path) -> None:
+    """At once, for whoever looks: a kill must not leave half a checkpoint under its name."""
+    if not path.is_dir():
+        path.unlink()
+        return
+    gone = Path(tempfile.mkdtemp(prefix=".overwritten-", dir=path.parent))
+    path.rename(gone / path.name)
+    shutil.rmtree(gone)
 
 
 class RunFolder:
-    """The files of one run: `config.json`, `versions.json`, `metrics.jsonl`, `evaluations.jsonl`."""
+    """The files of one run: `config.json`, `versions.json`, `metrics.jsonl`, `evaluations.jsonl`.
+
+    Attributes:
+        path: the folder.
+        config: what the run is asked to be.
+    """
 
     def __init__(self, path: Path, config: dict[str, Any], resume: bool, overwrite: bool):
-        """Raises:
-        RunExists: if the folder holds a run and neither `resume` nor `overwrite` is set.
-        CheckpointError: on resuming with another configuration.
-        """
-        self.path = path
-        existing = path / "config.json"
-        if existing.exists() and not (resume or overwrite):
-            raise RunExists(
-                f"{path} already holds a run; pass resume=True (--resume) to go on, or overwrite=True (--overwrite)."
-            )
-        if overwrite and existing.exists():
-            shutil.rmtree(path)
-        path.mkdir(parents=True, exist_ok=True)
-        if existing.exists():
-            self._check_same(json.loads(existing.read_text()), config)
-        config = config | {"started": datetime.datetime.now().astimezone().isoformat(timespec="seconds")}
-        write_json(existing, config)
-        write_json(path / "versions.json", versions() | {"git": git_state()})
+        """Looks only: nothing is written, or removed, before `open`.
 
-    def _check_same(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        for field in ("method", "hyperparameters", "source", "seeds"):
-            was, now = old.get(field), json.loads(json.dumps(new.get(field), default=str))
-            if was != now:
+        Raises:
+            RunExists: if the folder holds a run and neither `resume` nor `overwrite` is set.
+            CheckpointError: on resuming with another configuration.
+        """
+        self.path, self.config = path, config
+        self._remains = [path / name for name in REMAINS if (path / name).exists()] if overwrite else []
+        existing = path / "config.json"
+        if overwrite or not any((path / name).exists() for name in ("config.json", *REMAINS)):
+            return
+        if not resume or not existing.exists():
+            raise RunExists(
+                f"{path} already holds a run; pass resume=True (--resume) to go on, if it has a config.json, "
+                "or overwrite=True (--overwrite)."
+            )
+        self._check_same(existing)
+
+    def _check_same(self, existing: Path) -> None:
+        try:
+            old = json.loads(existing.read_text())
+        except ValueError as error:
+            raise CheckpointError(
+                f"cannot resume {self.path}: {existing.name} is damaged ({error}); start anew with overwrite=True."
+            ) from error
+        new = json.loads(json.dumps(self.config, default=str))
+        for part in ("method", "hyperparameters", "source", "seeds"):
+            for name, was, now in _differences(part, old.get(part), new.get(part)):
                 raise CheckpointError(
-                    f"cannot resume {self.path}: {field} was {was}, but is now {now}; "
+                    f"cannot resume {self.path}: {name} was {was!r}, but is now {now!r}; "
                     "use the settings in its config.json, or another folder."
                 )
+
+    def open(self) -> None:
+        """Writes what the run is, in place of a run to overwrite."""
+        for remains in self._remains:
+            _remove(remains)
+        self._remains = []
+        self.path.mkdir(parents=True, exist_ok=True)
+        started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        write_json(self.path / "config.json", self.config | {"started": started})
+        write_json(self.path / "versions.json", versions() | {"git": git_state()})
 
     def rewind(self, name: str, update: int, seeds: list[int]) -> list[dict[str, Any]]:
         """Drops the rows of `seeds` after `update` from `<name>.jsonl`; returns those of `seeds` that stay."""
@@ -125,82 +157,6 @@ class RunFolder:
         """Adds one line to `<name>.jsonl`."""
         with (self.path / f"{name}.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
-
-
-class TensorBoardSink:
-    """Event files in the run folder."""
-
-    def __init__(self, folder: Path):
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise MissingExtra("logging to TensorBoard", "tensorboard") from error
-        self.writer = SummaryWriter(str(folder / "tensorboard"))
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        for name, value in metrics.items():
-            self.writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self.writer.close()
-
-
-class WandbSink:
-    """Weights & Biases; set WANDB_MODE=offline to keep it local."""
-
-    def __init__(self, folder: Path, config: dict[str, Any]):
-        try:
-            import wandb
-        except ImportError as error:
-            raise MissingExtra("logging to W&B", "wandb") from error
-        self.run = wandb.init(project="habitus", dir=str(folder), config=config, name=folder.name)
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        self.run.log(metrics, step=step)
-
-    def close(self) -> None:
-        self.run.finish()
-
-
-class MLflowSink:
-    """MLflow, at its own default tracking address."""
-
-    def __init__(self, folder: Path, config: dict[str, Any]):
-        try:
-            import mlflow
-        except ImportError as error:
-            raise MissingExtra("logging to MLflow", "mlflow") from error
-        self.mlflow = mlflow
-        mlflow.set_experiment("habitus")
-        mlflow.start_run(run_name=folder.name)
-        mlflow.log_params(config["hyperparameters"])
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        self.mlflow.log_metrics(metrics, step=step)
-
-    def close(self) -> None:
-        self.mlflow.end_run()
-
-
-def make_sinks(names: tuple[str, ...], folder: Path | None, config: dict[str, Any]) -> list[Sink]:
-    """The sinks called 'tensorboard', 'wandb' or 'mlflow'.
-
-    Raises:
-        ConfigError: for another name, or without a run folder.
-        MissingExtra: if its package is not installed.
-    """
-    if names and folder is None:
-        raise ConfigError(f"logging to {', '.join(names)} needs a run folder; pass folder=...")
-    sinks: list[Sink] = []
-    for name in names:
-        if name not in ("tensorboard", "wandb", "mlflow"):
-            raise ConfigError(f"unknown log {name!r}; use tensorboard, wandb or mlflow.")
-        assert folder is not None
-        if name == "tensorboard":
-            sinks.append(TensorBoardSink(folder))
-        else:
-            sinks.append(WandbSink(folder, config) if name == "wandb" else MLflowSink(folder, config))
-    return sinks
 
 
 def default_folder(label: str) -> Path:

@@ -18,12 +18,13 @@ from habitus.envs.registry import make
 from habitus.train.checkpoint import Checkpoints
 from habitus.train.collect import Episodes, run_episodes
 from habitus.train.engine import NEVER, HostEngine, PureEngine, Summary
-from habitus.train.log import RunFolder, command, make_sinks
+from habitus.train.log import RunFolder, command
 from habitus.train.progress import Clock, Interrupt, Progress
 from habitus.train.record import Record
 from habitus.train.run import Run, merge
 from habitus.train.runtime import prepare
 from habitus.train.setup import describe, make_learner, make_source
+from habitus.train.sinks import make_sinks
 
 EVALUATION_SEED = 1_000_000  # far from the seeds that people choose
 
@@ -101,21 +102,30 @@ def learn(
     )
     config = describe(learner, source, world)
     config |= {"steps": steps, "seeds": seed_list, "command": command()}
+    if warm_start is not None:
+        _check_warm(warm_start, learner, source.spec)
     home = RunFolder(Path(folder), config, resume, overwrite) if folder is not None else None
-    sinks = make_sinks(tuple(logs), home.path if home else None, config)
+    sinks = make_sinks(tuple(logs), home.path if home else None)
     plan = Plan(learner, source, world, source.draws(steps), evaluations, episodes, checkpoints, keep, points, resume)
     groups = [seed_list] if source.pure else [[seed] for seed in seed_list]
     parts: list[Run] = []
     with Progress(config["method"], source.steps(plan.draws), quiet) as progress, Interrupt() as interrupt:
         for group in groups:
+            clock = Clock()
+            engine = _engine(plan, group, _warm(warm_start, len(parts)))
+            if home and not parts:  # only now, as a run that cannot start must not take another's place
+                home.open()
+                for sink in sinks:
+                    sink.open(home.path, config)
             progress.begin(f"seed {group[0]}" if len(groups) > 1 else "")
             record = Record(source, group, home, sinks)
-            parts.append(_drive(plan, group, _warm(warm_start, learner, len(parts)), record, progress, interrupt))
+            parts.append(_drive(plan, engine, record, clock, progress, interrupt))
             if interrupt.asked:
                 break
     for sink in sinks:
         sink.close()
-    return parts[0] if len(parts) == 1 else merge(parts)
+    run = parts[0] if len(parts) == 1 else merge(parts)
+    return run if len(parts) == len(groups) else dataclasses.replace(run, interrupted=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,14 +156,18 @@ class Plan:
         return {round(self.draws * (i + 1) / n) for i in range(n)}
 
 
-def _drive(plan: Plan, seeds: list[int], warm: Any, record: Record, progress: Progress, interrupt: Interrupt) -> Run:
-    """Runs one group of seeds from its newest checkpoint, or its start, to the end."""
-    clock = Clock()
-    engine: PureEngine | HostEngine
+def _engine(plan: Plan, seeds: list[int], warm: Any) -> PureEngine | HostEngine:
+    """What runs a group of seeds, at its start."""
     if plan.source.pure:
-        engine = PureEngine(plan.learner, plan.source, plan.spec, seeds, warm)
-    else:
-        engine = HostEngine(plan.learner, plan.source, plan.spec, seeds[0], warm)
+        return PureEngine(plan.learner, plan.source, plan.spec, seeds, warm)
+    return HostEngine(plan.learner, plan.source, plan.spec, seeds[0], warm)
+
+
+def _drive(
+    plan: Plan, engine: PureEngine | HostEngine, record: Record, clock: Clock, progress: Progress, interrupt: Interrupt
+) -> Run:
+    """Runs one group of seeds from its newest checkpoint, or its start, to the end."""
+    seeds = record.seeds
     store = None
     if record.home:
         name = "checkpoints" if plan.source.pure else f"checkpoints/seed-{seeds[0]}"
@@ -232,13 +246,18 @@ def _evaluate(plan: Plan, engine: PureEngine | HostEngine, seeds: list[int]) -> 
     ]
 
 
-def _warm(run: Run | None, learner: Learner, group: int) -> Any:
-    """The states to begin with: all of them for a compiled source, one for a host source."""
-    if run is None:
-        return None
+def _check_warm(run: Run, learner: Learner, spec: Spec) -> None:
+    """Raises `ConfigError` or `SpaceMismatch` unless a run of `learner` can begin where `run` ended."""
     if type(run.learner) is not type(learner):
         raise ConfigError(
             f"warm_start is a run of {type(run.learner).__name__}, but the learner is a {type(learner).__name__}; "
             "start from a run of the same learner."
         )
+    spec.check_same(run.spec, "the run to start from")
+
+
+def _warm(run: Run | None, group: int) -> Any:
+    """The states to begin with: all of them for a compiled source, one for a host source."""
+    if run is None:
+        return None
     return run.states[group % len(run.states) :] + run.states[: group % len(run.states)]

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +45,7 @@ class Interrupt:
         self.asked = False
         self._old: Any = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
             self._old = signal.signal(signal.SIGINT, self._ask)
         return self
@@ -68,7 +68,7 @@ class Progress:
         self._bar: Any = None
         self._task: Any = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Progress:
         if not self.quiet:
             from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar

@@ -9,7 +9,8 @@ import numpy as np
 
 from habitus.core.protocols import Source
 from habitus.train.collect import Episodes
-from habitus.train.log import RunFolder, Sink
+from habitus.train.log import RunFolder
+from habitus.train.sinks import Sink
 
 
 class Record:

@@ -1,6 +1,6 @@
 """Writes the pages that follow from the code and from `results/`: `docs/claims.md`, `docs/methods/`, `docs/methods.md`.
 
-    make docs
+make docs
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ def number(value: float | None) -> str:
 
 def measures(found: dict[str, Any]) -> str:
     """The figures of a claim as a table."""
-    rows = ["| measure | ours | baseline | difference | 95 % interval | condition | holds |", "|---|---|---|---|---|---|---|"]
+    rows = [
+        "| measure | ours | baseline | difference | 95 % interval | condition | holds |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for m in found["measures"]:
         low, high = m["ci"]
         interval = "" if low is None and high is None else f"{number(low)} … {number(high)}"
@@ -47,8 +50,8 @@ def claim_section(card: Card, found: dict[str, Any]) -> str:
 
 {measures(found)}
 
-Seeds {", ".join(map(str, found["seeds"]))}; {found["wall_seconds"] / 60:.0f} minutes on {machine["cores"]} cores of {machine["cpu"]},
-{found["date"]}, commit `{(found["commit"] or "")[:10]}`. Repeat: `habitus claim {card.slug} --out results`.
+Seeds {", ".join(map(str, found["seeds"]))}; {found["wall_seconds"] / 60:.0f} minutes on {machine["cores"]} cores
+of {machine["cpu"]}, {found["date"]}, commit `{(found["commit"] or "")[:10]}`. Repeat: `habitus claim {card.slug} --out results`.
 
 {notes}
 """
@@ -61,13 +64,15 @@ def claims_page() -> str:
         found = result(card.slug)
         if found is None:
             continue
-        rows.append(f"| [{card.slug}](#{card.slug}-{found['verdict'].replace(' ', '-')}) | {found['verdict']} | {found['claim']} |")
+        anchor = f"{card.slug}-{found['verdict'].replace(' ', '-')}"
+        rows.append(f"| [{card.slug}](#{anchor}) | {found['verdict']} | {found['claim']} |")
         sections.append(claim_section(card, found))
     head = """# Claims
 
-Each paper's headline claim is an experiment with its seeds, its budget and its conditions fixed before it ran. A verdict is
-*reproduced* if every condition holds, *not reproduced* if one is refuted (even the favourable end of its interval misses it), and
-*inconclusive* otherwise. No condition is changed after a result is seen. This page is made from `results/` by `make docs`.
+Each paper's headline claim is an experiment with its seeds, its budget and its conditions fixed before it
+ran. A verdict is *reproduced* if every condition holds, *not reproduced* if one is refuted (even the
+favourable end of its interval misses it), and *inconclusive* otherwise. No condition is changed after a
+result is seen. This page is made from `results/` by `make docs`.
 
 | method | verdict | claim |
 |---|---|---|
@@ -86,7 +91,9 @@ def method_page(card: Card) -> str:
     tables = "\n\n".join(filter(None, (hyperparameters(text, name) for name in names)))
     slugs = " ".join(f"`{slug}`" for slug in [card.slug, *(slug for slug, _ in card.variants)])
     found = result(card.slug)
-    verdict = f"[{found['verdict']}](../claims.md)" if found else ("not run" if card.paper else "a baseline: it has none")
+    verdict = (
+        f"[{found['verdict']}](../claims.md)" if found else ("not run" if card.paper else "a baseline: it has none")
+    )
     return f"""# {card.slug}
 
 {about}
@@ -134,7 +141,9 @@ def index_page() -> str:
     for card in cards().values():
         found = result(card.slug)
         verdict = found["verdict"] if found else ""
-        rows.append(f"| [{card.slug}](methods/{card.slug}.md) | {card.family} | {card.kind} | {verdict} | {card.title} |")
+        rows.append(
+            f"| [{card.slug}](methods/{card.slug}.md) | {card.family} | {card.kind} | {verdict} | {card.title} |"
+        )
     return "# Methods\n\nMade from the files themselves by `make docs`.\n\n" + "\n".join(rows) + "\n"
 
 

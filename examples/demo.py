@@ -22,7 +22,8 @@ METHODS = {
     "td3bc": {"hidden": (64, 64), "batch_size": 128, "learning_rate": 1e-3},
     "prdc": {"hidden": (64, 64), "batch_size": 128, "learning_rate": 1e-3},
 }
-# In a maze half a standard deviation may lie across a wall, where other actions are right: there the state must count more.
+# In a maze half a standard deviation may lie across a wall, where other actions are right: there the
+# state must count more.
 PAIRS = {"pointmaze-medium": {"prdc": {"beta": 30.0}}}
 STEPS = 8_000
 OUT = Path("runs/demo")

@@ -84,7 +84,9 @@ def merge(parts: Sequence[Run]) -> Run:
         history[name] = np.concatenate([part.history[name][:n] for part in parts], axis=1)
     evaluations = []
     for rows in zip(*(part.evaluations[:m] for part in parts), strict=True):
-        joined: dict[str, list[Any]] = {k: sum((row[k] for row in rows), []) for k in ("seeds", "returns", "lengths", "success")}
+        joined: dict[str, list[Any]] = {
+            k: sum((row[k] for row in rows), []) for k in ("seeds", "returns", "lengths", "success")
+        }
         evaluations.append({"step": rows[0]["step"], "update": rows[0]["update"]} | joined)
     return dataclasses.replace(
         parts[0],

@@ -67,7 +67,8 @@ def run(budget: Budget) -> Outcome:
     notes = [
         "Scores are means of the last two evaluations (after 95 % and 100 % of the updates), not the maximum over a "
         "run as in the authors' code, which is optimistic.",
-        "In four-rooms the online agent is tabular Q-learning, and four further logs fill the plane between the five kinds.",
+        "In four-rooms the online agent is tabular Q-learning, and four further logs fill the plane "
+        "between the five kinds.",
         "With three runs the bootstrap over runs has 27 resamples, all of which are enumerated.",
     ]
     return Outcome(measures, notes, figures)

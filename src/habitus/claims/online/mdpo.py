@@ -95,15 +95,16 @@ def _tabular(budget: Budget) -> tuple[list[Measure], dict[str, Any]]:
     measures, iterations = [], {}
     for t in budget.step_sizes:
         policy, previous, monotone = np.full((20, 4), 0.25), np.full(20, -np.inf), True
-        for iteration in range(budget.max_iterations):
+        iterations[f"t={t:g}"] = 0
+        for _ in range(budget.max_iterations):
             v, advantage = values(policy)
             monotone &= bool((v >= previous - 1e-9).all())
             if np.abs(best - v).max() <= 1e-3:
                 break
             policy = policy * np.exp(t * advantage)
             policy, previous = policy / policy.sum(1, keepdims=True), v
+            iterations[f"t={t:g}"] += 1
         gap = float(np.abs(best - v).max())
-        iterations[f"t={t:g}"] = iteration
         measures.append(
             fact(
                 f"tabular, t = {t:g}: largest gap to V*", gap, "at most 1e-3, V never falling", gap <= 1e-3 and monotone

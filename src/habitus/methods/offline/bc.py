@@ -86,9 +86,6 @@ class BC(Learner):
         return dataclasses.replace(state, actor=actor, actor_opt=actor_opt), metrics
 
     def policy(self, state: BCState) -> Policy:
-        clone: Policy
-        if isinstance(state.actor, DeterministicActor):
-            clone = Deterministic(state.actor)
-        else:
-            clone = Sampling(state.actor)
+        real = isinstance(state.actor, DeterministicActor)
+        clone: Policy = Deterministic(state.actor) if real else Sampling(state.actor)  # type: ignore[arg-type]
         return Normalised(clone, state.normaliser)

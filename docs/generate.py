@@ -51,7 +51,8 @@ def claim_section(card: Card, found: dict[str, Any]) -> str:
 {measures(found)}
 
 Seeds {", ".join(map(str, found["seeds"]))}; {found["wall_seconds"] / 60:.0f} minutes on {machine["cores"]} cores
-of {machine["cpu"]}, {found["date"]}, commit `{(found["commit"] or "")[:10]}`. Repeat: `habitus claim {card.slug} --out results`.
+of {machine["cpu"]}, {found["date"]}, commit `{(found["commit"] or "")[:10]}`.
+Repeat: `habitus claim {card.slug} --out results`.
 
 {notes}
 """

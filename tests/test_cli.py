@@ -1,0 +1,83 @@
+"""The command line, as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from habitus.cli import main
+
+
+def test_listing_methods_imports_no_jax():
+    code = "import sys, habitus, habitus.cli; habitus.cli.main(['methods']); assert 'jax' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "prdc" in done.stdout
+
+
+def test_methods_as_json(capsys):
+    main(["methods", "--json"])
+    rows = {row["slug"]: row for row in json.loads(capsys.readouterr().out)}
+    assert set(rows["prdc"]) == {"slug", "title", "family", "kind", "paper", "claim", "file"}
+    assert rows["prdc"]["claim"] in ("reproduced", "not reproduced", "inconclusive") and rows["ppo"]["claim"] is None
+
+
+def test_a_citation_names_the_paper(capsys):
+    main(["cite", "prdc"])
+    assert "2306.06569" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["cite", "prdd"],
+        ["learn", "tdbc"],
+        ["learn", "td3bc", "--quiet"],
+        ["learn", "dataset-perspective"],
+        ["data", "inspect", "pendulum-mediu"],
+        ["evaluate", "no-such-run"],
+        ["claim", "ppo"],
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_done_is_one_sentence_and_status_2(argv, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.startswith("habitus: ") and len(said.splitlines()) == 1
+
+
+def test_from_a_log_to_a_page(tmp_path, capsys):
+    run = tmp_path / "run"
+    settings = [
+        "--steps",
+        "20",
+        "--hidden",
+        "8",
+        "--batch-size",
+        "16",
+        "--evaluations",
+        "1",
+        "--episodes",
+        "2",
+        "--quiet",
+    ]
+    main(["learn", "bc", "--data", "pendulum-medium", "--folder", str(run), *settings])
+    assert capsys.readouterr().out.strip().endswith(str(run))
+    main(["evaluate", str(run), "--episodes", "2"])
+    assert "interquartile mean" in capsys.readouterr().out
+    main(["report", str(run), "--out", str(tmp_path / "page.html")])
+    assert (tmp_path / "page.html").read_text().startswith("<!")
+
+
+def test_a_log_is_made_converted_and_inspected(tmp_path, capsys):
+    out = tmp_path / "log.npz"
+    main(["data", "make", "pendulum-medium", "--size", "400", "--out", str(out)])
+    main(["data", "convert", str(out), str(tmp_path / "log.hdf5")])
+    capsys.readouterr()
+    main(["data", "inspect", str(tmp_path / "log.hdf5")])
+    assert "400 in 2 episodes" in capsys.readouterr().out

@@ -1,7 +1,7 @@
 """The main job, end to end: from the logs of a mediocre controller to a policy one can trust.
 
 For each log: look at it, learn three policies from it with four seeds each, compare them with the
-controller that was logged, and write one page about all of it. Two minutes on two cores.
+controller that was logged, and write one page about all of it. A minute on two cores.
 """
 
 from __future__ import annotations

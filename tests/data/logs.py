@@ -29,7 +29,7 @@ def _actions(kind, rng, rows):
     if kind == "discrete":
         return rng.integers(1, 4, rows), spaces.Discrete(3, start=1)
     if kind == "multi-discrete":
-        return rng.integers(0, 2, (rows, 2)), spaces.MultiDiscrete([2, 3])
+        return rng.integers(0, 2, (rows, 2)) + [1, 0], spaces.MultiDiscrete([2, 3], start=[1, 0])
     return rng.uniform(-2, 3, (rows, 2)).astype(np.float32), spaces.Box(-2, 3, (2,))
 
 

@@ -19,7 +19,17 @@ from habitus.nets.distributions import Normal
 from habitus.nets.losses import Round, prepare_round
 
 from .cases import (
-    HIDDEN, KEY, batch_for, box_spec, close, discrete_spec, flat, gradient, linear_critics, same, tabular_spec,
+    HIDDEN,
+    KEY,
+    batch_for,
+    box_spec,
+    close,
+    discrete_spec,
+    flat,
+    gradient,
+    linear_critics,
+    same,
+    tabular_spec,
     with_table,
 )  # fmt: skip
 

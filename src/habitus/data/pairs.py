@@ -33,19 +33,6 @@ class _Tree:
 
     def _query(self, keys: np.ndarray, k: int, candidates: int) -> np.ndarray:
         n = len(self.rows)
-        wanted = min(k + 1, n)
-        while True:
-            distance, found = self.tree.query(np.asarray(keys), k=wanted)
-            distance, found = (x.reshape(*keys.shape[:-1], -1) for x in (distance, found))
-            # a tie that reaches the end of what was found may go on behind it
-            if wanted == n or not (distance[..., -1] == distance[..., min(k, n) - 1]).any():
-                break
-            wanted = min(2 * wanted, n)
-        # one more than asked, so that a tie at the border is seen
-        return self._query(keys.reshape(-1, keys.shape[-1]), k, k + 1).reshape(*keys.shape[:-1], k)
-
-    def _query(self, keys: np.ndarray, k: int, candidates: int) -> np.ndarray:
-        n = len(self.rows)
         candidates = min(candidates, n)
         distance, found = (x.reshape(len(keys), -1) for x in self.tree.query(keys, k=candidates))
         nearest = np.take_along_axis(found, np.lexsort((found, distance)), -1)[:, :k]

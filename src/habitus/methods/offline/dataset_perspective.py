@@ -282,7 +282,7 @@ def _log(world: Env, rows: Transition) -> Dataset:
     return Dataset.from_arrays(**arrays, validate=False)
 
 
-def _assembled(*parts: tuple[Dataset, Int[np.ndarray, "rows"]]) -> Dataset:
+def _assembled(*parts: tuple[Dataset, Int[np.ndarray, "..."]]) -> Dataset:
     """Rows of logs one after the other; a part ends with an episode, but for the last, which may be cut."""
     arrays: dict[str, Any] = {
         name: np.concatenate([getattr(log, name)[rows] for log, rows in parts]) for name in COLUMNS

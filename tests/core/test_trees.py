@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from habitus.core import trees
 
@@ -112,3 +113,16 @@ def test_small_tools():
     assert not trees.not_finite(net()) and not trees.not_finite({"n": jnp.arange(3)})
     assert trees.not_finite(net(jnp.nan)) and trees.not_finite([jnp.array([1.0, -jnp.inf])])
     assert trees.is_shared(trees.Shared(tree)) and not trees.is_shared(tree)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 1024, 4096, 5000])
+def test_shuffled_is_a_permutation(n):
+    order = trees.shuffled(jax.random.key(0), n)
+    assert sorted(order.tolist()) == list(range(n))
+
+
+def test_shuffled_puts_every_row_everywhere_alike():
+    orders = np.asarray(jax.vmap(lambda k: trees.shuffled(k, 8))(jax.random.split(jax.random.key(1), 20_000)))
+    share = np.stack([(orders == row).mean(0) for row in range(8)])
+    # 64 shares with a standard error of 0.0023 each.
+    assert np.abs(share - 1 / 8).max() < 0.0105

@@ -29,10 +29,10 @@ class Uniform(Policy):
 
     shape: tuple[int, ...] = eqx.field(static=True)
     sizes: tuple[int, ...] = eqx.field(static=True)
-    like: Policy
+    like: Explorer
 
     @classmethod
-    def over(cls, spec: Spec, like: Policy) -> Uniform:
+    def over(cls, spec: Spec, like: Explorer) -> Uniform:
         """For the actions of `spec`, with the carry of `like`."""
         if spec.discrete:
             return cls((), (spec.num_actions,), like)
@@ -153,9 +153,9 @@ class Replay(Source):
         """Args:
             env: a world in the user's spaces.
             batch_size: rows in a batch.
-            capacity: rows kept; rounded down to a multiple of `num_envs`.
+            capacity: rows kept; rounded down to a multiple of the steps in one draw.
             num_envs: copies stepped together; a host world says so itself.
-            warmup: uniformly random environment steps before the first update.
+            warmup: uniformly random environment steps before the first update; rounded up likewise.
             updates_per_step: updates for each environment step.
             prefill: a log to mix in.
             mix: share of each batch that comes from `prefill`.
@@ -166,14 +166,15 @@ class Replay(Source):
         """
         self.env = canonical(env)
         self.num_envs = self.env.num_envs if isinstance(self.env, HostEnv) else num_envs
-        self.batch_size, self.warmup = batch_size, max(warmup, self.num_envs)
-        self.capacity = capacity // self.num_envs * self.num_envs
-        self.updates_per_step, self.mix = updates_per_step, mix if prefill is not None else 0.0
+        self.batch_size, self.updates_per_step = batch_size, updates_per_step
+        self.mix = mix if prefill is not None else 0.0
         require(batch_size > 0 and self.num_envs > 0, "Replay needs batch_size and num_envs above 0.")
-        require(self.capacity >= self.warmup, f"capacity {capacity} is below warmup {warmup}; raise it.")
         require(updates_per_step > 0, "updates_per_step must be above 0.")
         require(0 <= mix <= 1, f"mix is a share of the batch, in [0, 1], but is {mix}.")
-        self._ratio()
+        # whole draws, so that no block of rows is ever split where the ring begins anew
+        block = self._ratio()[0] * self.num_envs
+        self.capacity, self.warmup = capacity // block * block, -(-max(warmup, 1) // block) * block
+        require(self.capacity >= self.warmup, f"capacity {capacity} is below warmup {self.warmup}; raise it.")
         self.prefill = self.logged = None
         if prefill is not None:
             self.env.env.spec.check_same(prefill.spec, "the log")

@@ -1,0 +1,106 @@
+"""What the two engines do with compiled programs, buffers and the contents of a replay."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from habitus.methods.offline.td3bc import TD3BC
+from habitus.methods.online.sac import SAC
+from habitus.train.engine import PureEngine
+from habitus.train.loop import learn
+from habitus.train.sources import Replay
+
+from .tiny import Ticks
+
+COMPILED: list[float] = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **_: COMPILED.append(seconds) if event.endswith("backend_compile_duration") else None
+)
+
+
+def compilations(**options) -> int:
+    """How many programs a run compiles where none is there yet."""
+    jax.clear_caches()
+    COMPILED.clear()
+    learn(hidden=(8, 8), batch_size=8, quiet=True, **options)
+    return len(COMPILED)
+
+
+@pytest.mark.parametrize(
+    ("run", "most"),
+    [
+        ({"learner": "td3bc", "data": "pendulum-medium"}, 100),
+        ({"learner": "sac", "env": "pendulum", "source_options": {"warmup": 16}}, 150),
+    ],
+    ids=["log", "compiled world"],
+)
+def test_a_longer_run_compiles_no_more(run, most):
+    short, long = compilations(steps=30, points=3, **run), compilations(steps=120, points=40, **run)
+    assert 0 < short == long <= most
+
+
+def test_the_old_state_is_given_up():
+    source = Replay(Ticks(), batch_size=4, capacity=64, warmup=8)
+    engine = PureEngine(SAC(hidden=(8, 8), batch_size=4), source, source.spec, [0, 1], None)
+    engine.advance(1)
+    before = engine.own
+    engine.advance(1)
+    arrays = [x for x in jax.tree.leaves((before.learner, before.source.buffer)) if isinstance(x, jax.Array)]
+    assert arrays and all(x.is_deleted() for x in arrays)
+
+
+HOST = """
+import jax, numpy as np
+from habitus.envs.registry import make
+from habitus.methods.online.sac import SAC
+from habitus.train.engine import HostEngine
+from habitus.train.sources import Replay
+
+def engine():
+    source = Replay(make("Pendulum-v1"), batch_size=16, capacity=256, warmup=64)
+    return HostEngine(SAC(hidden=(8, 8), batch_size=16), source, source.spec, 0, None)
+
+first, second = engine(), engine()
+first.advance(100)
+second.restore(first.snapshot())
+assert int(second.update) == int(first.update) == 100
+left, right = (jax.tree.leaves(e.source.snapshot(e.source_state)) for e in (first, second))
+assert len(left) == len(right) > 5
+for ours, theirs in zip(left, right, strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+second.advance(100)
+assert int(second.update) == 200
+first.close()
+second.close()
+"""
+
+
+def test_a_host_engine_takes_up_the_updates_and_the_replay():
+    # in a process of its own, as there transitions are NumPy arrays, which the checked annotations do not know
+    done = subprocess.run([sys.executable, "-c", HOST], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("updates_per_step", "num_envs"), [(1.0, 1), (0.5, 1), (0.25, 2), (2.0, 1)])
+def test_a_replay_holds_the_last_steps_and_no_step_across_two_episodes(updates_per_step, num_envs):
+    source = Replay(Ticks(), batch_size=4, capacity=15, num_envs=num_envs, warmup=5, updates_per_step=updates_per_step)
+    learner = TD3BC(hidden=(8,))
+    explorer = learner.explorer(learner.init(source.spec, jax.random.key(0)))
+    state = source.init(explorer, jax.random.key(1))
+    for i in range(20):
+        state, batch = source.draw(state, explorer, jax.random.key(i))
+        assert batch.reward.shape == ((4,) if source.updates_per_draw == 1 else (source.updates_per_draw, 4))
+    rows, steps = state.buffer.data, source.steps(20)
+    assert int(state.buffer.size) == source.capacity <= 15 < steps
+    # Ticks shows the step of its episode first and the episode's number second.
+    np.testing.assert_array_equal(rows.next_obs[:, 0], rows.obs[:, 0] + 1)
+    np.testing.assert_array_equal(rows.next_obs[:, 1], rows.obs[:, 1])
+    np.testing.assert_array_equal(rows.terminated | rows.truncated, rows.next_obs[:, 0] == 5)
+    last = np.arange(steps // num_envs - source.capacity // num_envs, steps // num_envs) % 5
+    assert sorted(np.repeat(last, num_envs).tolist()) == sorted(jnp.round(rows.obs[:, 0]).astype(int).tolist())

@@ -5,6 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
 from jaxtyping import install_import_hook
 
 # before anything imports habitus: modules that are imported already would stay unchecked
@@ -13,3 +14,12 @@ install_import_hook("habitus", "typechecker.check")
 
 # compiled programs and standard data sets; outlives a test run, and its workers share it
 os.environ.setdefault("HABITUS_CACHE", str(Path(tempfile.gettempdir()) / f"habitus-tests-{os.getuid()}"))
+
+
+@pytest.fixture(autouse=True)
+def _room():
+    """Hundreds of tests compile in one worker."""
+    yield
+    runtime = sys.modules.get("habitus.train.runtime")  # where it is not imported, nothing was compiled
+    if runtime is not None:
+        runtime.make_room()

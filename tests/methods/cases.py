@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from gymnasium import spaces
 
 from habitus.core.experience import Transition
@@ -25,6 +26,10 @@ def box_spec(obs=3, actions=2):
 def discrete_spec(obs=3, n=3):
     """Real observations and `n` actions."""
     return Spec(spaces.Box(-np.inf, np.inf, (obs,)), spaces.Discrete(n))
+
+
+SPECS = {"real": box_spec(), "discrete": discrete_spec()}
+every_kind = pytest.mark.parametrize("kind", SPECS)
 
 
 def tabular_spec(states=4, n=3):

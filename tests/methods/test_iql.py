@@ -16,10 +16,10 @@ from habitus.nets.heads import ActionValue, Ensemble
 from .cases import (
     HIDDEN,
     KEY,
+    SPECS,
     batch_for,
-    box_spec,
     close,
-    discrete_spec,
+    every_kind,
     flat,
     gradient,
     linear_critics,
@@ -27,9 +27,6 @@ from .cases import (
     tabular_spec,
     with_table,
 )  # fmt: skip
-
-SPECS = {"real": box_spec(), "discrete": discrete_spec()}
-every_kind = pytest.mark.parametrize("kind", SPECS)
 
 
 def started(kind="real", **settings):

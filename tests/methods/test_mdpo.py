@@ -21,10 +21,11 @@ from habitus.nets.losses import Round, prepare_round
 from .cases import (
     HIDDEN,
     KEY,
+    SPECS,
     batch_for,
     box_spec,
     close,
-    discrete_spec,
+    every_kind,
     flat,
     gradient,
     linear_critics,
@@ -32,9 +33,6 @@ from .cases import (
     tabular_spec,
     with_table,
 )  # fmt: skip
-
-SPECS = {"real": box_spec(), "discrete": discrete_spec()}
-every_kind = pytest.mark.parametrize("kind", SPECS)
 
 
 def rollout(spec, time=16, envs=4):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +14,10 @@ import pytest
 from habitus.methods.offline.td3bc import TD3BC
 from habitus.methods.online.sac import SAC
 from habitus.train.engine import PureEngine
+from habitus.train.runtime import make_room
 from habitus.train.sources import Replay
 
+from .processes import finish, start
 from .tiny import Ticks
 
 COUNT = """
@@ -33,10 +35,8 @@ print(len(compiled))
 
 def compilations(**options) -> int:
     """How many programs a run compiles in a process of its own."""
-    command = [sys.executable, "-c", COUNT, json.dumps(options)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return int(done.stdout)
+    (count,) = finish(start(COUNT, json.dumps(options)))
+    return int(count)
 
 
 @pytest.mark.parametrize(
@@ -91,8 +91,7 @@ second.close()
 
 def test_a_host_engine_takes_up_the_updates_and_the_replay():
     # in a process of its own, as there transitions are NumPy arrays, which the checked annotations do not know
-    done = subprocess.run([sys.executable, "-c", HOST], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    finish(start(HOST))
 
 
 @pytest.mark.parametrize(("updates_per_step", "num_envs"), [(1.0, 1), (0.5, 1), (0.25, 2), (2.0, 1)])
@@ -101,8 +100,9 @@ def test_a_replay_holds_the_last_steps_and_no_step_across_two_episodes(updates_p
     learner = TD3BC(hidden=(8,))
     explorer = learner.explorer(learner.init(source.spec, jax.random.key(0)))
     state = source.init(explorer, jax.random.key(1))
+    draw = eqx.filter_jit(source.draw)
     for i in range(20):
-        state, batch = source.draw(state, explorer, jax.random.key(i))
+        state, batch = draw(state, explorer, jax.random.key(i))
         assert batch.reward.shape == ((4,) if source.updates_per_draw == 1 else (source.updates_per_draw, 4))
     rows, steps = state.buffer.data, source.steps(20)
     assert int(state.buffer.size) == source.capacity <= 15 < steps
@@ -112,3 +112,17 @@ def test_a_replay_holds_the_last_steps_and_no_step_across_two_episodes(updates_p
     np.testing.assert_array_equal(rows.terminated | rows.truncated, rows.next_obs[:, 0] == 5)
     last = np.arange(steps // num_envs - source.capacity // num_envs, steps // num_envs) % 5
     assert sorted(np.repeat(last, num_envs).tolist()) == sorted(jnp.round(rows.obs[:, 0]).astype(int).tolist())
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="memory maps are counted on Linux")
+def test_programs_are_forgotten_when_a_process_runs_out_of_memory_maps():
+    def maps():
+        return len(Path("/proc/self/maps").read_text().splitlines())
+
+    for n in range(40):  # each shape is a program of its own
+        jax.jit(lambda x: jnp.sort(x).cumsum())(jnp.ones(n + 1)).block_until_ready()
+    before = maps()
+    make_room(1.0)
+    assert maps() == pytest.approx(before, abs=5)
+    make_room(0.0)
+    assert maps() < before - 40

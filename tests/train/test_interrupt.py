@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
+
+from .processes import bits, finish, start
 
 PURE = """
 import sys, habitus
@@ -22,17 +22,6 @@ print(run.interrupted, run.history["update"][-1])
 """
 
 
-def start(script: str, folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "-c", script, str(folder)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: subprocess.Popen) -> list[str]:
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    return out.split()
-
-
 def interrupt(script: str, folder: Path) -> list[str]:
     """What a run prints that is interrupted as soon as it has learned something."""
     process = start(script, folder)
@@ -43,10 +32,6 @@ def interrupt(script: str, folder: Path) -> list[str]:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     return finish(process)
-
-
-def bits(folder: Path) -> list[bytes]:
-    return [path.read_bytes() for path in sorted((folder / "policy").rglob("policy.safetensors"))]
 
 
 def test_a_compiled_run_goes_on_to_the_bits_of_an_uninterrupted_one(tmp_path):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import subprocess
-import sys
-from pathlib import Path
+
+from .processes import bits, finish, start
 
 KILLS = 20
 RUN = """
@@ -15,32 +15,24 @@ habitus.learn("td3bc", "pendulum-medium", 4_000, seeds=2, hidden=(32, 32), batch
 """
 
 
-def start(folder: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", RUN, str(folder)], stderr=subprocess.PIPE)
-
-
-def bits(folder: Path) -> list[bytes]:
-    return [(folder / "policy" / f"seed-{seed}" / "policy.safetensors").read_bytes() for seed in (0, 1)]
-
-
 def test_twenty_kills_change_no_bit(tmp_path):
     whole = tmp_path / "whole"
-    assert start(whole).wait(120) == 0
+    finish(start(RUN, whole))
+    assert len(bits(whole)) == 2
     rng, kills, attempts, folder = random.Random(0), 0, 0, tmp_path / "0"
     while kills < KILLS:
         attempts += 1
         assert attempts < 4 * KILLS, "the run ends before it can be killed"
-        process = start(folder)
+        process = start(RUN, folder)
         try:
-            code = process.wait(rng.uniform(0.5, 3.5))
+            process.wait(rng.uniform(0.5, 3.5))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(30)
             kills += 1
             continue
-        assert code == 0, process.stderr.read().decode()
+        finish(process)
         assert bits(folder) == bits(whole)
         folder = tmp_path / str(attempts)
-    process = start(folder)
-    assert process.wait(120) == 0, process.stderr.read().decode()
+    finish(start(RUN, folder))
     assert bits(folder) == bits(whole)

@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from habitus.core.card import card, cards
 from habitus.core.errors import UnknownName, suggest
 from habitus.measure.statistics import Interval
@@ -69,7 +71,7 @@ def not_below(name: str, ours: float, baseline: float | None, interval: Interval
     )  # fmt: skip
 
 
-def fact(name: str, value: float, condition: str, holds: bool, baseline: float | None = None) -> Measure:
+def fact(name: str, value: float, condition: str, holds: bool | np.bool_, baseline: float | None = None) -> Measure:
     """A figure without an interval: exact, or decided by its value."""
     difference = value if baseline is None else value - baseline
     return Measure(name, float(value), baseline, float(difference), (None, None), condition, bool(holds), not holds)

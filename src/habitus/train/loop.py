@@ -22,7 +22,7 @@ from habitus.train.log import RunFolder, command
 from habitus.train.progress import Clock, Interrupt, Progress
 from habitus.train.record import Record
 from habitus.train.run import Run, merge
-from habitus.train.runtime import prepare
+from habitus.train.runtime import make_room, prepare
 from habitus.train.setup import describe, make_learner, make_source
 from habitus.train.sinks import make_sinks
 
@@ -87,6 +87,7 @@ def learn(
         Diverged: if a metric or parameter stops being finite.
     """
     prepare()
+    make_room()
     require(steps > 0, f"steps must be above 0, but is {steps}.")
     seed_list = list(range(seeds)) if isinstance(seeds, int) else [int(s) for s in seeds]
     require(len(seed_list) > 0 and len(set(seed_list)) == len(seed_list), "seeds must be one or more different seeds.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from functools import cache
 from pathlib import Path
@@ -35,3 +36,20 @@ def prepare() -> None:
             settings.update("jax_num_cpu_devices", cores)
         except RuntimeError:  # JAX has already started, and cannot be given more devices
             return
+
+
+def make_room(share: float = 0.5) -> None:
+    """Forgets compiled programs once a process holds this share of the memory maps that Linux grants it.
+
+    On a CPU the programs of one run take some 600 maps. Beyond the limit (65,530 unless raised) XLA
+    dies without a message, which a sweep over a hundred sizes of networks in one process would reach.
+    What is still needed is read back from the compile cache.
+    """
+    try:
+        limit = int(Path("/proc/sys/vm/max_map_count").read_text())
+        used = Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:  # not Linux
+        return
+    if used > share * limit:
+        jax.clear_caches()
+        gc.collect()

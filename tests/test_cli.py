@@ -53,19 +53,7 @@ def test_what_cannot_be_done_is_one_sentence_and_status_2(argv, capsys, tmp_path
 
 def test_from_a_log_to_a_page(tmp_path, capsys):
     run = tmp_path / "run"
-    settings = [
-        "--steps",
-        "20",
-        "--hidden",
-        "8",
-        "--batch-size",
-        "16",
-        "--evaluations",
-        "1",
-        "--episodes",
-        "2",
-        "--quiet",
-    ]
+    settings = ["--steps=20", "--hidden=8", "--batch-size=16", "--evaluations=1", "--episodes=2", "--quiet"]
     main(["learn", "bc", "--data", "pendulum-medium", "--folder", str(run), *settings])
     assert capsys.readouterr().out.strip().endswith(str(run))
     main(["evaluate", str(run), "--episodes", "2"])

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from habitus.envs.registry import make
 from habitus.methods.offline.td3bc import TD3BC
 from habitus.methods.online.sac import SAC
-from habitus.train.engine import PureEngine
+from habitus.train.engine import HostEngine, PureEngine
 from habitus.train.runtime import make_room
 from habitus.train.sources import Replay
 
@@ -63,35 +64,24 @@ def test_the_old_state_is_given_up():
     assert arrays and all(x.is_deleted() for x in arrays)
 
 
-HOST = """
-import jax, numpy as np
-from habitus.envs.registry import make
-from habitus.methods.online.sac import SAC
-from habitus.train.engine import HostEngine
-from habitus.train.sources import Replay
-
-def engine():
+def host_engine():
     source = Replay(make("Pendulum-v1"), batch_size=16, capacity=256, warmup=64)
     return HostEngine(SAC(hidden=(8, 8), batch_size=16), source, source.spec, 0, None)
 
-first, second = engine(), engine()
-first.advance(100)
-second.restore(first.snapshot())
-assert int(second.update) == int(first.update) == 100
-left, right = (jax.tree.leaves(e.source.snapshot(e.source_state)) for e in (first, second))
-assert len(left) == len(right) > 5
-for ours, theirs in zip(left, right, strict=True):
-    np.testing.assert_array_equal(ours, theirs)
-second.advance(100)
-assert int(second.update) == 200
-first.close()
-second.close()
-"""
-
 
 def test_a_host_engine_takes_up_the_updates_and_the_replay():
-    # in a process of its own, as there transitions are NumPy arrays, which the checked annotations do not know
-    finish(start(HOST))
+    first, second = host_engine(), host_engine()
+    first.advance(100)
+    second.restore(first.snapshot())
+    assert int(second.update) == int(first.update) == 100
+    left, right = (jax.tree.leaves(e.source.snapshot(e.source_state)) for e in (first, second))
+    assert len(left) == len(right) > 5
+    for ours, theirs in zip(left, right, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    second.advance(100)
+    assert int(second.update) == 200
+    first.close()
+    second.close()
 
 
 @pytest.mark.parametrize(("updates_per_step", "num_envs"), [(1.0, 1), (0.5, 1), (0.25, 2), (2.0, 1)])

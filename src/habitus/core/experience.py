@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 Obs = Any
 Action = Any
+# What learners see are JAX arrays, and so type checkers; while a host world is stepped they are NumPy's.
+if TYPE_CHECKING:
+    Column = Array
+else:
+    Column = Array | np.ndarray
 
 
 class Step(eqx.Module):
@@ -20,9 +26,9 @@ class Step(eqx.Module):
     """
 
     obs: Obs
-    reward: Float[Array, "*batch"]
-    terminated: Bool[Array, "*batch"]
-    truncated: Bool[Array, "*batch"]
+    reward: Float[Column, "*batch"]
+    terminated: Bool[Column, "*batch"]
+    truncated: Bool[Column, "*batch"]
     info: dict[str, Any] = eqx.field(default_factory=dict)
 
 
@@ -35,9 +41,9 @@ class Transition(eqx.Module):
 
     obs: Obs
     action: Action
-    reward: Float[Array, "*batch"]
-    terminated: Bool[Array, "*batch"]
-    truncated: Bool[Array, "*batch"]
+    reward: Float[Column, "*batch"]
+    terminated: Bool[Column, "*batch"]
+    truncated: Bool[Column, "*batch"]
     next_obs: Obs
 
     @property

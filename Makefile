@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test lint bench docs claims clean
+.PHONY: demo test bare lint bench docs claims clean
 
 demo: .venv/core
 	$(BIN)/python examples/demo.py
 
 test: .venv/dev
 	$(BIN)/python -m pytest -n 2
+
+bare: .venv/dev
+	bash tests/bare.sh
 
 lint: .venv/dev
 	$(BIN)/ruff check .

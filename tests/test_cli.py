@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from habitus.cli import main
+from habitus.cli import _learners, main
 
 
 def test_listing_methods_imports_no_jax():
@@ -51,11 +51,28 @@ def test_what_cannot_be_done_is_one_sentence_and_status_2(argv, capsys, tmp_path
     assert stopped.value.code == 2 and said.startswith("habitus: ") and len(said.splitlines()) == 1
 
 
+@pytest.mark.parametrize("slug", _learners())
+def test_the_options_of_every_learner_are_understood(slug, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["learn", slug, "--env", "no-such-world", "--num-envs", "4", "--seeds", "2"])
+    assert "no world is called 'no-such-world'" in capsys.readouterr().err
+
+
 def test_from_a_log_to_a_page(tmp_path, capsys):
     run = tmp_path / "run"
-    settings = ["--steps=20", "--hidden=8", "--batch-size=16", "--evaluations=1", "--episodes=2", "--quiet"]
-    main(["learn", "bc", "--data", "pendulum-medium", "--folder", str(run), *settings])
-    assert capsys.readouterr().out.strip().endswith(str(run))
+    settings = [
+        "--steps=20",
+        "--hidden=8",
+        "--batch-size=16",
+        "--evaluations=1",
+        "--episodes=2",
+        "--seeds=2",
+        "--quiet",
+    ]
+    main(["learn", "bc", "--data", "pendulum-medium", "--folder", str(run), "--seeds=2", "--quiet", *settings])
+    said = capsys.readouterr().out.strip()
+    assert "over 2 seeds" in said and said.endswith(str(run))
     main(["evaluate", str(run), "--episodes", "2"])
     assert "interquartile mean" in capsys.readouterr().out
     main(["report", str(run), "--out", str(tmp_path / "page.html")])

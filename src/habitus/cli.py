@@ -117,7 +117,7 @@ def learn_command(argv: list[str]) -> None:
 
     import tyro
 
-    from habitus.cli_options import LearnOptions
+    from habitus.cli_options import LearnOptions, SourceOptions
     from habitus.core.protocols import Learner, hyperparameters
     from habitus.train.loop import learn
     from habitus.train.setup import entry
@@ -131,9 +131,13 @@ def learn_command(argv: list[str]) -> None:
         ("options", flat[LearnOptions], dataclasses.field(default_factory=LearnOptions)),
         ("hyperparameters", flat[learner], dataclasses.field(default_factory=learner)),
     ]
-    both = dataclasses.make_dataclass("Arguments", fields)
-    found: Any = tyro.cli(both, args=rest, prog=f"habitus learn {slug}", description=card(slug).title)
+    if "num_envs" not in {f.name for f in dataclasses.fields(learner)}:
+        fields.append(("source", flat[SourceOptions], dataclasses.field(default_factory=SourceOptions)))
+    arguments = dataclasses.make_dataclass("Arguments", fields)
+    found: Any = tyro.cli(arguments, args=rest, prog=f"habitus learn {slug}", description=card(slug).title)
     options = found.options.resolved(slug)
+    if hasattr(found, "source"):
+        options["source_options"] = found.source.resolved()
     print(f"{slug}: " + ", ".join(f"{k}={v}" for k, v in hyperparameters(found.hyperparameters).items()))
     run = learn(found.hyperparameters, **options)
     if run.interrupted:

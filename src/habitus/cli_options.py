@@ -18,10 +18,9 @@ class LearnOptions:
     steps: int = 50_000  # environment steps; updates where there is only a log
     evaluate_in: str | None = None  # a world to evaluate in, for a log of your own
     mix: float | None = None  # share of each batch from the log, if there is a world too
-    seeds: tuple[int, ...] = (0,)  # which seeds
+    seeds: tuple[int, ...] = (1,)  # how many; or, if several numbers, which
     evaluations: int = 10  # how many along the way
     episodes: int = 10  # in each evaluation
-    num_envs: int | None = None  # copies of the world
     folder: Path | None = None  # where to keep the run; by default runs/<method>-<time>
     resume: bool = False  # go on from the newest checkpoint in the folder
     overwrite: bool = False  # replace the run in the folder
@@ -31,7 +30,17 @@ class LearnOptions:
     def resolved(self, slug: str) -> dict[str, Any]:
         """As keyword arguments of `learn`."""
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        num_envs = options.pop("num_envs")
-        options["source_options"] = {} if num_envs is None else {"num_envs": num_envs}
+        options["seeds"] = self.seeds[0] if len(self.seeds) == 1 else self.seeds
         options["folder"] = self.folder or default_folder(f"{slug}-{self.env or Path(self.data or '').stem}")
         return options
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceOptions:
+    """How the world is run, where that is not a hyperparameter of the learner."""
+
+    num_envs: int | None = None  # copies of the world
+
+    def resolved(self) -> dict[str, Any]:
+        """As options of the source."""
+        return {} if self.num_envs is None else {"num_envs": self.num_envs}

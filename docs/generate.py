@@ -64,6 +64,8 @@ def claims_page() -> str:
     for card in cards().values():
         found = result(card.slug)
         if found is None:
+            if card.paper:
+                rows.append(f"| {card.slug} | not run yet | {card.title} |")
             continue
         anchor = f"{card.slug}-{found['verdict'].replace(' ', '-')}"
         rows.append(f"| [{card.slug}](#{anchor}) | {found['verdict']} | {found['claim']} |")
@@ -93,7 +95,7 @@ def method_page(card: Card) -> str:
     slugs = " ".join(f"`{slug}`" for slug in [card.slug, *(slug for slug, _ in card.variants)])
     found = result(card.slug)
     verdict = (
-        f"[{found['verdict']}](../claims.md)" if found else ("not run" if card.paper else "a baseline: it has none")
+        f"[{found['verdict']}](../claims.md)" if found else ("not run yet" if card.paper else "a baseline: it has none")
     )
     return f"""# {card.slug}
 
@@ -141,7 +143,7 @@ def index_page() -> str:
     rows = ["| method | family | kind | claim | paper |", "|---|---|---|---|---|"]
     for card in cards().values():
         found = result(card.slug)
-        verdict = found["verdict"] if found else ""
+        verdict = found["verdict"] if found else ("not run yet" if card.paper else "")
         rows.append(
             f"| [{card.slug}](methods/{card.slug}.md) | {card.family} | {card.kind} | {verdict} | {card.title} |"
         )

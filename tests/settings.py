@@ -29,6 +29,8 @@ from habitus.train.sources import Replay, Rollouts
 # hyperparameters that make any learner small and quick, where it has them
 TINY = {
     "hidden": (16, 16),
+    "critic_hidden": (16, 16),
+    "vae_hidden": (16, 16),
     "learning_rate": 3e-3,
     "batch_size": 32,
     "tau": 0.05,
@@ -45,17 +47,32 @@ TINY = {
     "value_batch_size": 64,
 }
 # how strongly it is held to the log: weakly here, as the log of those who estimate values is random
-LOOSE = {"td3bc": {"alpha": 10.0}, "prdc": {"alpha": 10.0}, "cql": {"alpha": 0.5}}
+LOOSE = {
+    "td3bc": {"alpha": 10.0},
+    "prdc": {"alpha": 10.0},
+    "a2pr": {"alpha": 10.0},
+    "cql": {"alpha": 0.5},
+}
 # so that the value of a state is the sum of discounted rewards and nothing else
 PLAIN = {"discount": 0.5, "temperature": 1e-6, "tune_temperature": False}
 PLAIN_OF = {"cql": {"alpha": 0.0}, "cql-discrete": {"alpha": 0.0}}
 
 # what each network that a learner may train is for
-ROLES = {"actor": "policy", "clone": "policy", "log_temperature": "weight", "critic": "value", "value": "value"}
+ROLES = {
+    "actor": "policy",
+    "clone": "policy",
+    "log_temperature": "weight",
+    "critic": "value",
+    "value": "value",
+    "vae": "generator",
+}
 
 # values that a numeric hyperparameter of this name must refuse
 BAD = {
     "learning_rate": (0.0, -1e-3),
+    "vae_learning_rate": (0.0, -1e-3),
+    "reg_weight": (-0.1,),
+    "vae_weight": (-0.1,),
     "discount": (-0.1, 1.1),
     "gae_lambda": (-0.1, 1.1),
     "tau": (0.0, 1.1),

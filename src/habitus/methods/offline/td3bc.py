@@ -97,13 +97,17 @@ class TD3BC(Learner):
             step=jnp.zeros((), jnp.int32),
         )
 
+    def next_action(self, state: TD3BCState, batch: Transition, key: PRNGKeyArray) -> Float[Array, "batch actions"]:
+        """`clip(pi'(s') + clip(noise))`: target policy smoothing (Fujimoto et al. 2018, eq. 14)."""
+        noise = self.noise * jax.random.normal(key, batch.action.shape)
+        noise = jnp.clip(noise, -self.noise_clip, self.noise_clip)
+        return jnp.clip(jax.vmap(state.target_actor)(batch.next_obs) + noise, -1, 1)
+
     def critic_loss(
         self, critic: Ensemble, state: TD3BCState, batch: Transition, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Metrics]:
         """`sum_k mean (Q_k(s, a) - y)^2`, `y = r + gamma min_k Q'_k(s', clip(pi'(s') + noise))`."""
-        noise = self.noise * jax.random.normal(key, batch.action.shape)
-        noise = jnp.clip(noise, -self.noise_clip, self.noise_clip)
-        next_action = jnp.clip(jax.vmap(state.target_actor)(batch.next_obs) + noise, -1, 1)
+        next_action = self.next_action(state, batch, key)
         next_value = jax.vmap(state.target_critic)(batch.next_obs, next_action).min(-1)
         target = jax.lax.stop_gradient(td_target(batch.reward, batch.terminated, next_value, self.discount))
         value = jax.vmap(critic)(batch.obs, batch.action)
@@ -113,16 +117,20 @@ class TD3BC(Learner):
     def actor_loss(
         self, actor: DeterministicActor, state: TD3BCState, batch: Transition, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Metrics]:
-        """`-lambda mean Q_1(s, pi(s)) + mean (pi(s) - b)^2`, `lambda = alpha / mean |Q_1|` (eq. 3, 5).
-
-        `b` is the logged action here; methods that stay near something else say what.
-        """
+        """`-lambda mean Q_1(s, pi(s)) + mean (pi(s) - b)^2`, `lambda = alpha / mean |Q_1|` (eq. 3, 5)."""
         action = jax.vmap(actor)(batch.obs)
         value = jax.vmap(state.critic.members[0])(batch.obs, action)
         weight = jax.lax.stop_gradient(self.alpha / jnp.abs(value).mean())
-        cloning = ((action - jax.lax.stop_gradient(self.anchor(state, batch, action))) ** 2).mean()
+        cloning, found = self.regulariser(state, batch, action, key)
         loss = -weight * value.mean() + cloning
-        return loss, {"actor_loss": loss, "cloning": cloning}
+        return loss, {"actor_loss": loss, "cloning": cloning} | found
+
+    def regulariser(
+        self, state: TD3BCState, batch: Transition, action: Float[Array, "batch actions"], key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """What keeps the actor near the log: `mean (pi(s) - anchor)^2`. Methods that differ replace it."""
+        anchor = jax.lax.stop_gradient(self.anchor(state, batch, action))
+        return ((action - anchor) ** 2).mean(), {}
 
     def anchor(
         self, state: TD3BCState, batch: Transition, action: Float[Array, "batch actions"]

@@ -65,6 +65,7 @@ ROLES = {
     "critic": "value",
     "value": "value",
     "vae": "generator",
+    "balance": "weight",
 }
 
 # values that a numeric hyperparameter of this name must refuse
@@ -72,6 +73,9 @@ BAD = {
     "learning_rate": (0.0, -1e-3),
     "vae_learning_rate": (0.0, -1e-3),
     "reg_weight": (-0.1,),
+    "low": (-0.1, 1e3),
+    "high": (-0.1,),
+    "waves": (0, 3),
     "vae_weight": (-0.1,),
     "discount": (-0.1, 1.1),
     "gae_lambda": (-0.1, 1.1),

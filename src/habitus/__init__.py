@@ -41,6 +41,7 @@ _HOMES = {
     "make_offline": "train.standard",
     "method": "train.setup:entry",
     "normalised_score": "data.scores",
+    "record_log": "train.logs",
     "save": "data.io",
     "write_report": "report.page",
 }
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from habitus.envs.registry import make as make
     from habitus.measure.evaluate import evaluate as evaluate
     from habitus.report.page import write_report as write_report
+    from habitus.train.logs import record_log as record_log
     from habitus.train.loop import learn as learn
     from habitus.train.run import Run as Run
     from habitus.train.setup import entry as entry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from habitus.train.log import default_folder
 
@@ -17,7 +17,7 @@ class LearnOptions:
     data: str | None = None  # a log: a file, a folder, or the name of a standard data set
     steps: int = 50_000  # environment steps; updates where there is only a log
     evaluate_in: str | None = None  # a world to evaluate in, for a log of your own
-    mix: float | None = None  # share of each batch from the log, if there is a world too
+    mix: float | Literal["proportional"] | None = None  # share of each batch from the log, if there is a world too
     seeds: tuple[int, ...] = (1,)  # how many; or, if several numbers, which
     evaluations: int = 10  # how many along the way
     episodes: int = 10  # in each evaluation

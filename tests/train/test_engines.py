@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,15 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from habitus.envs.adapters.gymnasium import GymnasiumEnv
 from habitus.envs.registry import make
 from habitus.methods.offline.td3bc import TD3BC
 from habitus.methods.online.sac import SAC
 from habitus.train.engine import HostEngine, PureEngine
+from habitus.train.host import Actor
 from habitus.train.runtime import make_room
 from habitus.train.sources import Replay
 
 from .processes import finish, start
-from .tiny import Ticks
+from .tiny import HostTicks, Ticks, Tiny, small_log
 
 COUNT = """
 import json, sys, jax
@@ -116,3 +119,17 @@ def test_programs_are_forgotten_when_a_process_runs_out_of_memory_maps():
     assert maps() == pytest.approx(before, abs=5)
     make_room(0.0)
     assert maps() < before - 40
+
+
+@pytest.mark.parametrize("env", [Ticks(), "host"], ids=["pure", "host"])
+def test_log_and_buffer_can_be_drawn_from_as_if_they_were_one(env):
+    log = small_log()
+    log = dataclasses.replace(log, reward=np.full(len(log), 7, np.float32))
+    env = GymnasiumEnv(HostTicks) if env == "host" else env
+    source = Replay(env, batch_size=4_000, capacity=64, warmup=20, prefill=log, mix="proportional")
+    learner = Tiny()
+    explorer = learner.explorer(learner.init(source.spec, jax.random.key(0)))
+    explorer = explorer if source.pure else Actor.of(explorer)
+    _, batch = source.draw(source.init(explorer, jax.random.key(0)), explorer, jax.random.key(1))
+    share = float(np.mean(np.asarray(batch.reward) == 7))
+    assert share == pytest.approx(len(log) / (len(log) + 21), abs=0.04)  # 20 rows of warm-up, one of this draw

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,6 +14,8 @@ from habitus.methods.offline.td3bc import TD3BC
 from habitus.train.checkpoint import Checkpoints
 from habitus.train.log import read_jsonl
 from habitus.train.loop import learn
+from habitus.train.setup import make_source
+from habitus.train.sources import Replay
 
 from .tiny import Ticks, Tiny, TinyOnPolicy, assert_same, small_log, weights
 
@@ -299,6 +302,16 @@ class TestWarmStart:
     def test_another_learner_is_refused(self):
         with pytest.raises(ConfigError, match="run of Tiny, but the learner is a TD3BC"):
             learn(TD3BC(), LOG, 4, warm_start=tiny_run(4))
+
+    def test_the_policy_itself_fills_the_buffer_at_first(self):
+        before = tiny_run(12)
+        options = {"warmup": 40, "capacity": 64}
+        for warm, expected in ((None, "uniform"), (before, "policy")):
+            source, _ = make_source(Tiny(), None, Ticks(), LOG, None, options, warm=warm is not None)
+            assert source.explore == expected
+        still = Replay(Ticks(), batch_size=4, explore="policy", **options)
+        state = still.init(Tiny(counting=True).explorer(before.states[0]), jax.random.key(0))
+        assert set(np.round(state.buffer.data.action[:40, 0] * 100).astype(int).tolist()) == {0, 1, 2, 3, 4}
 
     def test_other_spaces_are_refused(self):
         with pytest.raises(SpaceMismatch, match="observation space differs"):

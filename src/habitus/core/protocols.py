@@ -122,6 +122,11 @@ class Source(eqx.Module):
     def spec(self) -> Spec:
         """The contract that the learner is given."""
 
+    @property
+    def acts(self) -> bool:
+        """Whether the explorer takes part in a draw."""
+        return False
+
     @abc.abstractmethod
     def init(self, explorer: Explorer, key: PRNGKeyArray) -> PyTree:
         """What the source remembers between draws; `explorer` gives the shape of its carry."""
@@ -166,10 +171,12 @@ class Learner(eqx.Module):
         on_policy: whether a batch must come from the current policy.
         trains: for each network in the state, the losses whose gradient reaches it. A loss is a
             method `(network, state, batch, key) -> (loss, metrics)` of that name.
+        continues: slugs of other learners whose runs this one can go on from (`warm_start`).
     """
 
     on_policy: ClassVar[bool] = False
     trains: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    continues: ClassVar[tuple[str, ...]] = ()
 
     def __check_init__(self) -> None:
         check_domains(hyperparameters(self))
@@ -185,6 +192,15 @@ class Learner(eqx.Module):
     @abc.abstractmethod
     def policy(self, state: PyTree) -> Policy:
         """What to deploy and to evaluate."""
+
+    def adopt(self, state: PyTree, earlier: PyTree) -> PyTree:
+        """The first state of a run that goes on from another's last: by default that one as it is.
+
+        Args:
+            state: the fresh state, from the spec of the new source.
+            earlier: the last state of a run of this learner, or of one of those that it `continues`.
+        """
+        return earlier
 
     def explorer(self, state: PyTree) -> Policy:
         """What collects; the policy unless the method says otherwise."""

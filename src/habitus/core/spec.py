@@ -91,6 +91,7 @@ class Spec:
         horizon: longest episode in steps, or None.
         dataset: the log that takes part, in canonical form, or None.
         updates: how many updates are planned, for learners with a schedule, or None.
+        acts: whether experience comes from the learner's own actions, wholly or in part.
 
     Raises:
         SpaceMismatch: if a space has no canonical form.
@@ -101,6 +102,7 @@ class Spec:
     horizon: int | None = None
     dataset: Any = None
     updates: int | None = None
+    acts: bool = False
 
     def __post_init__(self) -> None:
         for name, space in self.leaves:

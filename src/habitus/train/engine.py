@@ -115,17 +115,29 @@ def _traced(learner: Learner) -> Learner:
     return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, learner)
 
 
+def _first_state(learner: Learner, spec: Spec, key: PRNGKeyArray, warm: PyTree | None) -> PyTree:
+    """A fresh state, or what the learner makes of the last one of an earlier run (without its `Shared` parts)."""
+    state = learner.init(spec, key)
+    if warm is None:
+        return state
+    if type(warm) is type(state):
+        warm = eqx.combine(warm, _split_shared(state)[1])
+    return learner.adopt(state, warm)
+
+
 @eqx.filter_jit
-def _init(learner: Learner, source: Source, keys: Key[Array, "seeds"], spec: Spec) -> tuple[PyTree, PyTree]:
+def _init(
+    learner: Learner, source: Source, keys: Key[Array, "seeds"], spec: Spec, warm: PyTree | None
+) -> tuple[PyTree, PyTree]:
     """First states, one a key; the source is an argument, so that its data is no constant of the program."""
 
-    def one(key: PRNGKeyArray) -> tuple[PyTree, PyTree]:
+    def one(key: PRNGKeyArray, warm: PyTree | None) -> tuple[PyTree, PyTree]:
         learner_key, source_key, loop_key = jax.random.split(key, 3)
-        state = learner.init(spec, learner_key)
+        state = _first_state(learner, spec, learner_key, warm)
         source_state = source.init(learner.explorer(state), source_key)
         return _split_shared(LoopState(state, source_state, loop_key, jnp.zeros((), jnp.int32)))
 
-    return eqx.filter_vmap(one, out_axes=(eqx.if_array(0), None))(keys)
+    return eqx.filter_vmap(one, out_axes=(eqx.if_array(0), None))(keys, warm)
 
 
 def _seeds_chunk(fixed: Any, own: PyTree) -> tuple[PyTree, Tally, Metrics]:
@@ -168,12 +180,11 @@ class PureEngine:
         wanted = len(self.seeds) if self.mesh is None else -(-len(self.seeds) // self.mesh.size) * self.mesh.size
         padded = self.seeds + [self.seeds[-1]] * (wanted - len(self.seeds))
         keys = jax.vmap(jax.random.key)(jnp.asarray(padded, jnp.uint32))
-        own, shared = _init(self.learner, source, keys, spec)
         if warm is not None:
             states = [warm[min(i, len(self.seeds) - 1) % len(warm)] for i in range(len(padded))]
             stacked = jax.tree.map(lambda *xs: jnp.stack(xs) if eqx.is_array_like(xs[0]) else xs[0], *states)
-            own = eqx.tree_at(lambda s: s.learner, own, _split_shared(stacked)[0])
-        self._place(own, shared)
+            warm = _split_shared(stacked)[0]
+        self._place(*_init(self.learner, source, keys, spec, warm))
 
     def _make_mesh(self, n: int) -> Mesh | None:
         devices = jax.devices()[: min(n, jax.device_count())]
@@ -239,7 +250,8 @@ class HostEngine:
         self.learner, self.source, self.seeds = _traced(learner), source, [seed]
         learner_key, source_key, loop_key = jax.random.split(jax.random.key(seed), 3)
         self.draw_key, self.update_key = jax.random.split(loop_key)
-        state = _init_learner(self.learner, spec, learner_key) if warm is None else warm[0]
+        first = None if warm is None else jax.tree.map(jnp.asarray, _split_shared(warm[0])[0])
+        state = _init_learner(self.learner, spec, learner_key, first)
         self.fixed, fixed_rest = flatten(self.learner)
         self.arrays, self.rest = flatten(copy(state))
         self.update = np.zeros((), np.int32)
@@ -320,8 +332,8 @@ def _improve(learner: Learner, state: PyTree, batch: Any, key: PRNGKeyArray, n: 
 
 
 @eqx.filter_jit
-def _init_learner(learner: Learner, spec: Spec, key: PRNGKeyArray) -> PyTree:
-    return learner.init(spec, key)
+def _init_learner(learner: Learner, spec: Spec, key: PRNGKeyArray, warm: PyTree | None) -> PyTree:
+    return _first_state(learner, spec, key, warm)
 
 
 @cache

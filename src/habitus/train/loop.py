@@ -23,7 +23,7 @@ from habitus.train.progress import Clock, Interrupt, Progress
 from habitus.train.record import Record
 from habitus.train.run import Run, merge
 from habitus.train.runtime import make_room, prepare
-from habitus.train.setup import describe, make_learner, make_source
+from habitus.train.setup import describe, make_learner, make_source, slug_of
 from habitus.train.sinks import make_sinks
 
 EVALUATION_SEED = 1_000_000  # far from the seeds that people choose
@@ -36,7 +36,7 @@ def learn(
     *,
     env: Any = None,
     data: Dataset | str | Path | None = None,
-    mix: float | None = None,
+    mix: float | str | None = None,
     seeds: int | Sequence[int] = 1,
     evaluations: int | Sequence[int] = 0,
     episodes: int = 10,
@@ -62,7 +62,8 @@ def learn(
         steps: environment steps where the source acts; updates where it only reads a log.
         env: a world: a built-in name, a Gymnasium id, or an object.
         data: a log: a data set, a file, or the name of a standard set.
-        mix: share of each batch that comes from the log, if there is a world too (default 0.5).
+        mix: share of each batch that comes from the log, if there is a world too (default 0.5); or
+            'proportional', which draws from both as from one buffer.
         seeds: how many seeds (from 0), or which. Compiled sources run them all at once.
         evaluations: how many times to evaluate along the way, the last at the end; or after which steps.
         episodes: episodes in one evaluation of one seed.
@@ -74,7 +75,7 @@ def learn(
         logs: also log to any of 'tensorboard', 'wandb', 'mlflow'.
         points: how many points the learning curves have.
         evaluate_in: the world to evaluate in, where it is not the one to learn in.
-        warm_start: begin with the states of an earlier run of the same learner.
+        warm_start: begin where an earlier run of the same learner ended: learn offline, then online.
         quiet: show no progress bar.
         source_options: keyword arguments for the source that is made (`num_envs`, `warmup`, ...).
 
@@ -93,7 +94,8 @@ def learn(
     require(len(seed_list) > 0 and len(set(seed_list)) == len(seed_list), "seeds must be one or more different seeds.")
     require(resume is False or folder is not None, "resume needs the folder of the run.")
     learner = make_learner(learner, settings)
-    source, world = make_source(learner, source, env, data, mix, source_options or {})
+    options = source_options or {}
+    source, world = make_source(learner, source, env, data, mix, options, warm=warm_start is not None)
     if evaluate_in is not None:
         world = make(evaluate_in)
         source.spec.check_same(world.spec, "the world to evaluate in")
@@ -147,7 +149,8 @@ class Plan:
     @property
     def spec(self) -> Spec:
         """The contract of the source, with the number of updates planned."""
-        return dataclasses.replace(self.source.spec, updates=self.draws * self.source.updates_per_draw)
+        updates = self.draws * self.source.updates_per_draw
+        return dataclasses.replace(self.source.spec, updates=updates, acts=self.source.acts)
 
     def at(self, n: int | Sequence[int]) -> set[int]:
         """`n` evenly spaced draws, the last of all among them; or the draws that reach the steps `n`."""
@@ -249,10 +252,11 @@ def _evaluate(plan: Plan, engine: PureEngine | HostEngine, seeds: list[int]) -> 
 
 def _check_warm(run: Run, learner: Learner, spec: Spec) -> None:
     """Raises `ConfigError` or `SpaceMismatch` unless a run of `learner` can begin where `run` ended."""
-    if type(run.learner) is not type(learner):
+    if type(run.learner) is not type(learner) and slug_of(run.learner) not in learner.continues:
+        others = "".join(f", or of {slug}" for slug in learner.continues)
         raise ConfigError(
             f"warm_start is a run of {type(run.learner).__name__}, but the learner is a {type(learner).__name__}; "
-            "start from a run of the same learner."
+            f"start from a run of the same learner{others}."
         )
     spec.check_same(run.spec, "the run to start from")
 

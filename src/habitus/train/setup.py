@@ -64,8 +64,9 @@ def make_source(
     source: Any,
     env: Any,
     data: Dataset | str | Path | None,
-    mix: float | None,
+    mix: float | str | None,
     options: dict[str, Any],
+    warm: bool = False,
 ) -> tuple[Source, Env | HostEnv | None]:
     """The source that a learner needs for what the user has, and the world to evaluate in.
 
@@ -95,6 +96,7 @@ def make_source(
         defaults = {"num_envs": num_envs, "length": getattr(learner, "rollout_length", 128)}
         return Rollouts(world, **(defaults | options)), world
     defaults = {"batch_size": _batch_size(learner), "prefill": dataset, "mix": 0.5 if mix is None else mix}
+    defaults["explore"] = "policy" if warm else "uniform"
     return Replay(world, **(defaults | options)), world
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -14,7 +14,7 @@ from habitus.core.errors import ConfigError
 from habitus.core.experience import Transition, flatten_time
 from habitus.core.protocols import Env, Explorer, HostEnv, Policy, Source, require
 from habitus.core.spec import Spec
-from habitus.core.trees import Metrics, take
+from habitus.core.trees import Metrics, select, take
 from habitus.data.dataset import Dataset
 from habitus.envs.host import HostCanonical
 from habitus.envs.registry import canonical
@@ -78,6 +78,10 @@ class Rollouts(Source):
         return self.env.pure
 
     @property
+    def acts(self) -> bool:
+        return True
+
+    @property
     def spec(self) -> Spec:
         return self.env.env.spec
 
@@ -115,6 +119,9 @@ class Rollouts(Source):
         return saved
 
 
+PROPORTIONAL = "proportional"
+
+
 class ReplayState(eqx.Module):
     """What a compiled `Replay` remembers."""
 
@@ -137,7 +144,8 @@ class Replay(Source):
     num_envs: int
     warmup: int
     updates_per_step: float
-    mix: float
+    mix: float | str
+    explore: str
 
     def __init__(
         self,
@@ -148,17 +156,20 @@ class Replay(Source):
         warmup: int = 1_000,
         updates_per_step: float = 1.0,
         prefill: Dataset | None = None,
-        mix: float = 0.5,
+        mix: float | Literal["proportional"] = 0.5,
+        explore: Literal["uniform", "policy"] = "uniform",
     ):
         """Args:
             env: a world in the user's spaces.
             batch_size: rows in a batch.
             capacity: rows kept; rounded down to a multiple of the steps in one draw.
             num_envs: copies stepped together; a host world says so itself.
-            warmup: uniformly random environment steps before the first update; rounded up likewise.
+            warmup: environment steps before the first update; rounded up likewise.
             updates_per_step: updates for each environment step.
             prefill: a log to mix in.
-            mix: share of each batch that comes from `prefill`.
+            mix: share of each batch that comes from `prefill`; or 'proportional', as if log and
+                buffer were one.
+            explore: what acts while it warms up: uniformly random actions, or the explorer.
 
         Raises:
             ConfigError: if a number is out of its domain.
@@ -170,7 +181,10 @@ class Replay(Source):
         self.mix = mix if prefill is not None else 0.0
         require(batch_size > 0 and self.num_envs > 0, "Replay needs batch_size and num_envs above 0.")
         require(updates_per_step > 0, "updates_per_step must be above 0.")
-        require(0 <= mix <= 1, f"mix is a share of the batch, in [0, 1], but is {mix}.")
+        shares = mix == PROPORTIONAL if isinstance(mix, str) else 0 <= mix <= 1
+        require(shares, f"mix is a share of the batch, in [0, 1], or 'proportional', but is {mix!r}.")
+        require(explore in ("uniform", "policy"), f"explore must be 'uniform' or 'policy', but is {explore!r}.")
+        self.explore = explore
         # whole draws, so that no block of rows is ever split where the ring begins anew
         block = self._ratio()[0] * self.num_envs
         self.capacity, self.warmup = capacity // block * block, -(-max(warmup, 1) // block) * block
@@ -196,6 +210,10 @@ class Replay(Source):
         return self.env.pure
 
     @property
+    def acts(self) -> bool:
+        return True
+
+    @property
     def spec(self) -> Spec:
         own = self.env.env.spec
         return Spec(own.observation_space, own.action_space, own.horizon, self.prefill)
@@ -216,17 +234,17 @@ class Replay(Source):
         return self.warmup + draws * self._ratio()[0] * self.num_envs
 
     def init(self, explorer: Explorer, key: PRNGKeyArray) -> Any:
-        uniform = Uniform.over(self.spec, explorer)
+        first = Uniform.over(self.spec, explorer) if self.explore == "uniform" else explorer
         blocks = -(-self.warmup // self.num_envs)
         if isinstance(self.env, HostEnv):
             state = HostReplayState(HostCollector(self.env, explorer, _seed(key)), HostBuffer(self.spec, self.capacity))
-            random = Actor.of(uniform)
+            actor = Actor.of(first) if self.explore == "uniform" else explorer
             for _ in range(blocks):
-                state.buffer.add(state.collector.step(random))
+                state.buffer.add(state.collector.step(actor))
             return state
         start_key, warm_key = jax.random.split(key)
         collection = start(self.env, self.num_envs, explorer, start_key)
-        collection, rows = collect(self.env, collection, uniform, warm_key, blocks)
+        collection, rows = collect(self.env, collection, first, warm_key, blocks)
         buffer = Buffer.empty(self.spec, self.capacity)
         return ReplayState(collection, buffer.add(jax.tree.map(lambda x: x[: self.capacity], flatten_time(rows))))
 
@@ -246,6 +264,8 @@ class Replay(Source):
     def _batch(self, buffer: Buffer, key: PRNGKeyArray, repeats: int) -> Transition:
         """`repeats` batches, each mixed from the buffer and the log."""
         own_key, log_key = jax.random.split(key)
+        if self.logged is not None and self.mix == PROPORTIONAL:
+            return _stacked(self._proportional(buffer, self.logged, key, repeats * self.batch_size), repeats)
         batch = buffer.sample(own_key, repeats * (self.batch_size - self.logged_rows))
         if self.logged is None or not self.logged_rows:
             return _stacked(batch, repeats)
@@ -253,9 +273,21 @@ class Replay(Source):
         parts = _stacked(batch, repeats), _stacked(take(self.logged, rows), repeats)
         return jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=0 if repeats == 1 else 1), *parts)
 
+    def _proportional(self, buffer: Buffer, log: Transition, key: PRNGKeyArray, n: int) -> Transition:
+        """`n` rows of buffer and log as if they were one."""
+        rows = jax.random.randint(key, (n,), 0, log.size + buffer.size)
+        own, logged = take(buffer.data, jnp.maximum(rows - log.size, 0)), take(log, jnp.minimum(rows, log.size - 1))
+        return jax.vmap(select)(rows >= log.size, own, logged)
+
     def _host_batch(self, buffer: HostBuffer, key: PRNGKeyArray, repeats: int) -> Transition:
         """As `_batch`, in NumPy."""
         rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+        if self.prefill is not None and self.mix == PROPORTIONAL:
+            size, n = len(self.prefill), repeats * self.batch_size
+            ours = rng.binomial(n, buffer.size / (buffer.size + size))
+            parts = buffer.sample(rng, ours), self.prefill.transitions(np.sort(rng.integers(0, size, n - ours)))
+            order = rng.permutation(n)
+            return _stacked(jax.tree.map(lambda *xs: np.concatenate(xs)[order], *parts), repeats)
         batch = buffer.sample(rng, repeats * (self.batch_size - self.logged_rows))
         if self.prefill is None or not self.logged_rows:
             return _stacked(batch, repeats)
@@ -266,7 +298,7 @@ class Replay(Source):
     @property
     def logged_rows(self) -> int:
         """Rows of each batch that come from the log."""
-        return round(self.mix * self.batch_size)
+        return 0 if isinstance(self.mix, str) else round(self.mix * self.batch_size)
 
     def report(self, state: Any) -> tuple[Any, Metrics]:
         if isinstance(state, HostReplayState):

@@ -11,6 +11,7 @@ I. Kostrikov, A. Nair and S. Levine, "Offline Reinforcement Learning with Implic
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
 import equinox as eqx
@@ -25,6 +26,7 @@ from habitus.core.protocols import Learner, Policy, require
 from habitus.core.returns import td_target
 from habitus.core.spec import Spec
 from habitus.core.trees import Metrics, copy, descend, polyak, trainable
+from habitus.nets.distributions import Distribution
 from habitus.nets.heads import BoundedGaussianActor, Ensemble, StochasticActor, Value, twin_critic
 from habitus.nets.losses import expectile_loss
 from habitus.nets.normalise import Standardiser
@@ -45,7 +47,7 @@ CARD = Card(
 class IQLState(eqx.Module):
     """Networks, optimisers, and the statistics of the observations."""
 
-    actor: BoundedGaussianActor | StochasticActor
+    actor: Callable[..., Distribution]
     critic: Ensemble
     value: Value
     target_critic: Ensemble
@@ -115,7 +117,7 @@ class IQL(Learner):
         return loss, {"value_loss": loss, "advantage": advantage.mean()}
 
     def actor_loss(
-        self, actor: BoundedGaussianActor | StochasticActor, state: IQLState, batch: Transition, key: PRNGKeyArray
+        self, actor: Callable[..., Distribution], state: IQLState, batch: Transition, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Metrics]:
         """`-mean exp(beta A(s, a)) log pi(a|s)`, the weight clipped (eq. 7)."""
         advantage = jax.lax.stop_gradient(self._advantage(state.value, state, batch))

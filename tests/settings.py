@@ -31,7 +31,15 @@ TINY = {
     "hidden": (16, 16),
     "critic_hidden": (16, 16),
     "vae_hidden": (16, 16),
+    "dynamics_hidden": (16, 16),
+    "policies": 2,
+    "models": 2,
+    "elites": 1,
+    "gate_every": 10,
+    "gate_starts": 8,
+    "gate_horizon": 4,
     "learning_rate": 3e-3,
+    "improve_learning_rate": 3e-3,
     "batch_size": 32,
     "tau": 0.05,
     "target_period": 20,
@@ -51,11 +59,16 @@ LOOSE = {
     "td3bc": {"alpha": 10.0},
     "prdc": {"alpha": 10.0},
     "a2pr": {"alpha": 10.0},
+    "uni-o4": {"improve_share": 0.4},
     "cql": {"alpha": 0.5},
 }
 # so that the value of a state is the sum of discounted rewards and nothing else
 PLAIN = {"discount": 0.5, "temperature": 1e-6, "tune_temperature": False}
-PLAIN_OF = {"cql": {"alpha": 0.0}, "cql-discrete": {"alpha": 0.0}}
+PLAIN_OF = {
+    "cql": {"alpha": 0.0},
+    "cql-discrete": {"alpha": 0.0},
+    "uni-o4": {"clone_share": 0.01, "improve_share": 0.01},
+}
 
 # what each network that a learner may train is for
 ROLES = {
@@ -66,12 +79,20 @@ ROLES = {
     "value": "value",
     "vae": "generator",
     "balance": "weight",
+    "dynamics": "model",
 }
 
 # values that a numeric hyperparameter of this name must refuse
 BAD = {
     "learning_rate": (0.0, -1e-3),
     "vae_learning_rate": (0.0, -1e-3),
+    "improve_learning_rate": (0.0,),
+    "dynamics_learning_rate": (0.0,),
+    "value_learning_rate": (0.0,),
+    "clone_share": (0.0, 1.0),
+    "improve_share": (0.0, 1.0),
+    "diversity": (-0.1,),
+    "elites": (0, 99),
     "reg_weight": (-0.1,),
     "low": (-0.1, 1e3),
     "high": (-0.1,),
@@ -104,7 +125,7 @@ BAD = {
     (
         "batch_size", "epochs", "minibatch_size", "value_epochs", "value_batch_size", "inner_steps", "num_envs",
         "rollout_length", "actor_delay", "target_period", "copy_period", "epsilon_updates", "samples",
-        "neighbours", "max_pairs",
+        "neighbours", "max_pairs", "policies", "models", "gate_every", "gate_starts", "gate_horizon",
     ),
     (0,),
 )  # fmt: skip
@@ -171,8 +192,8 @@ class Setting:
 
     @property
     def data(self) -> str:
-        """What it learns from here: the first of what its card names."""
-        return self.card.data[0]
+        """What it learns from here: its own actions if it must, else the first of what its card names."""
+        return "env" if self.cls.on_policy else self.card.data[0]
 
     @property
     def learner(self) -> Learner:
@@ -201,7 +222,7 @@ class Setting:
 
 
 def _supports(cls: type[Learner], kind: str) -> bool:
-    spec = log(kind, expert=False).spec
+    spec = dataclasses.replace(log(kind, expert=False).spec, updates=1)
     try:
         eqx.filter_eval_shape(cls().init, spec, jax.random.key(0))
     except SpaceMismatch:
@@ -322,7 +343,7 @@ def run_updates(learner: Learner, state, batch, n: int):
 
 def planned(setting: Setting) -> Spec:
     """The contract as `learn` hands it over."""
-    return dataclasses.replace(setting.source.spec, updates=100)
+    return dataclasses.replace(setting.source.spec, updates=500)
 
 
 def one_batch(setting: Setting, learner: Learner, state) -> Transition:

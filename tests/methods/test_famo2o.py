@@ -54,7 +54,9 @@ def test_with_one_balance_the_loss_is_that_of_iql_with_this_temperature():
         mean = jnp.tanh(state.actor.mlp(jnp.concatenate([obs, code])))
         return Normal(mean, jnp.clip(state.actor.log_std, -5.0, 2.0))
 
-    np.testing.assert_allclose(loss, plain.actor_loss(fixed, state, ROWS, KEY)[0], rtol=1e-5)
+    values = {name: getattr(state, name) for name in ("critic", "value", "target_critic")}
+    theirs = dataclasses.replace(plain.init(SPEC, KEY), **values)
+    np.testing.assert_allclose(loss, plain.actor_loss(fixed, theirs, ROWS, KEY)[0], rtol=1e-5)
 
 
 def test_balance_zero_is_cloning_and_the_weight_is_capped():
@@ -62,7 +64,7 @@ def test_balance_zero_is_cloning_and_the_weight_is_capped():
     loss, metrics = learner.actor_loss(state.actor, state, ROWS, KEY)
     np.testing.assert_allclose(loss, -metrics["log_prob"], rtol=1e-6)
     learner, state = start(low=1e6, high=1e6, max_weight=100.0)
-    advantage = learner._advantage(state.value, state, ROWS)
+    advantage = learner.advantage(state.value, state, ROWS)
     log_prob = jax.vmap(lambda o, a: state.actor(o, jnp.asarray(1e6)).log_prob(a))(ROWS.obs, ROWS.action)
     loss, _ = learner.actor_loss(state.actor, state, ROWS, KEY)
     np.testing.assert_allclose(loss, -(jnp.where(advantage > 0, 100.0, 0.0) * log_prob).mean(), rtol=1e-5)

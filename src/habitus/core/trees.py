@@ -112,16 +112,29 @@ def every(period: int, step: Array, act: Callable[..., tuple[T, Metrics]], state
     """
     if period == 1:
         return act(state, *args)
-    metrics = jax.eval_shape(lambda s, a: act(s, *a)[1], state, args)
 
-    def yes(state: T, args: tuple[Any, ...]) -> tuple[T, Metrics]:
+    def scaled(state: T, *args: Any) -> tuple[T, Metrics]:
         after, found = act(state, *args)
         return after, {name: period * value for name, value in found.items()}
 
-    def no(state: T, args: tuple[Any, ...]) -> tuple[T, Metrics]:
-        return state, jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics)
+    return when(step % period == 0, scaled, state, *args)
 
-    return jax.lax.cond(step % period == 0, yes, no, state, args)
+
+def when(condition: Bool[Array, ""], act: Callable[..., tuple[T, Metrics]], state: T, *args: Any) -> tuple[T, Metrics]:
+    """`act(state, *args)` if `condition`; else the state untouched, and metrics of 0."""
+    arrays, static = eqx.partition(state, eqx.is_array)
+
+    def run(arrays: T, args: tuple[Any, ...]) -> tuple[T, Metrics]:
+        after, found = act(eqx.combine(arrays, static), *args)
+        return eqx.filter(after, eqx.is_array), found
+
+    metrics = jax.eval_shape(lambda s, a: run(s, a)[1], arrays, args)
+
+    def no(arrays: T, args: tuple[Any, ...]) -> tuple[T, Metrics]:
+        return arrays, jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics)
+
+    arrays, found = jax.lax.cond(condition, run, no, arrays, args)
+    return eqx.combine(arrays, static), found
 
 
 def shuffled(key: PRNGKeyArray, n: int) -> Int[Array, "n"]:

@@ -202,3 +202,17 @@ class BoundedGaussianActor(eqx.Module):
 
     def __call__(self, obs: Array) -> Normal:
         return Normal(jnp.tanh(self.net(obs)), jnp.clip(self.log_std, -5.0, 2.0))
+
+
+class SquashedHead(eqx.Module):
+    """A Gaussian whose mean and log standard deviation both come out of a tanh: in [-1, 1] and in [-5, 0]."""
+
+    net: ObsNet
+
+    def __init__(self, spec: Spec, hidden: Sequence[int], key: PRNGKeyArray):
+        spec.require("bounded", "a Gaussian actor with a squashed mean")
+        self.net = ObsNet(spec, hidden, 2 * spec.action_size, key, final_gain=0.01)
+
+    def __call__(self, obs: Array) -> Normal:
+        mean, spread = jnp.split(jnp.tanh(self.net(obs)), 2)
+        return Normal(mean, 2.5 * (spread + 1) - 5)

@@ -23,7 +23,7 @@ from habitus.train.progress import Clock, Interrupt, Progress
 from habitus.train.record import Record
 from habitus.train.run import Run, merge
 from habitus.train.runtime import make_room, prepare
-from habitus.train.setup import describe, make_learner, make_source, slug_of
+from habitus.train.setup import describe, make_learner, make_source, slugs_of
 from habitus.train.sinks import make_sinks
 
 EVALUATION_SEED = 1_000_000  # far from the seeds that people choose
@@ -252,7 +252,7 @@ def _evaluate(plan: Plan, engine: PureEngine | HostEngine, seeds: list[int]) -> 
 
 def _check_warm(run: Run, learner: Learner, spec: Spec) -> None:
     """Raises `ConfigError` or `SpaceMismatch` unless a run of `learner` can begin where `run` ended."""
-    if type(run.learner) is not type(learner) and slug_of(run.learner) not in learner.continues:
+    if type(run.learner) is not type(learner) and not slugs_of(run.learner) & set(learner.continues):
         others = "".join(f", or of {slug}" for slug in learner.continues)
         raise ConfigError(
             f"warm_start is a run of {type(run.learner).__name__}, but the learner is a {type(learner).__name__}; "

@@ -23,7 +23,15 @@ def entry(slug: str) -> Any:
 
 def slug_of(learner: Learner) -> str:
     """The slug of a learner, or its class name if it is the user's own."""
-    cls = type(learner)
+    return _slug_of(type(learner))
+
+
+def slugs_of(learner: Learner) -> set[str]:
+    """The slugs of a learner and of all that it extends."""
+    return {_slug_of(cls) for cls in type(learner).__mro__}
+
+
+def _slug_of(cls: type) -> str:
     for found in cards().values():
         if found.module == cls.__module__:
             return next((slug for slug, name in found.variants if name == cls.__name__), found.slug)

@@ -13,7 +13,7 @@ Family: State-Adaptive Balances for Offline-to-Online Reinforcement Learning", N
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -26,9 +26,9 @@ from habitus.core.card import Card
 from habitus.core.experience import Transition
 from habitus.core.protocols import Policy, require
 from habitus.core.spec import Spec
-from habitus.core.trees import Metrics, descend, extend, polyak, trainable
-from habitus.methods.offline.iql import IQL, IQLState
-from habitus.nets.distributions import Distribution, Normal, TanhNormal
+from habitus.core.trees import Metrics, descend, extend, trainable
+from habitus.methods.offline.iql import ImplicitQ, ImplicitQState
+from habitus.nets.distributions import Normal, TanhNormal
 from habitus.nets.embedding import sinusoidal
 from habitus.nets.encoder import Encoder, make_encoder
 from habitus.nets.heads import ObsNet
@@ -86,12 +86,12 @@ class BalanceActor(eqx.Module):
 class Balanced(eqx.Module):
     """The universal policy at the balance that the balance policy thinks best for the state."""
 
-    actor: Callable[..., Distribution]
+    actor: UniversalActor
     balance: BalanceActor
     low: Float[Array, ""] | float
     high: Float[Array, ""] | float
 
-    def __call__(self, obs: Array) -> Distribution:
+    def __call__(self, obs: Array) -> Normal:
         return self.actor(obs, within(self.low, self.high, self.balance(obs).mode()))
 
 
@@ -100,48 +100,59 @@ def within(low: Any, high: Any, x: Float[Array, "1"]) -> Float[Array, ""]:
     return low + (x[0] + 1) / 2 * (high - low)
 
 
-class FamO2OState(IQLState):
-    """The state of IQL, the balance policy, and whether the log is no longer the only source."""
+class FamO2OState(ImplicitQState):
+    """The values, both policies, and whether the log is no longer the only source."""
 
+    actor: UniversalActor
     balance: BalanceActor
     log_temperature: Float[Array, ""]
+    actor_opt: optax.OptState
     balance_opt: optax.OptState
     temperature_opt: optax.OptState
     online: Bool[Array, ""]
 
 
-class FamO2O(IQL):
+class FamO2O(ImplicitQ):
     """Implicit Q-learning with a family of policies and a balance for each state. Real, bounded actions."""
 
     low: float = 1.0  # range of the inverse temperature; authors' code: 8 to 14 in mazes
     high: float = 5.0
+    max_weight: float = 100.0  # authors' code
     waves: int = 6  # size of the code of a balance; authors' code
     temperature: float = 1.0  # of the balance's entropy, its first value; tuned
     target_entropy: float = -0.5  # of the balance; authors' code
 
-    trains: ClassVar = IQL.trains | {"balance": ("balance_loss",), "log_temperature": ("temperature_loss",)}
+    trains: ClassVar = {
+        "value": ("value_loss",),
+        "critic": ("critic_loss",),
+        "actor": ("actor_loss",),
+        "balance": ("balance_loss",),
+        "log_temperature": ("temperature_loss",),
+    }
 
     def __check_init__(self) -> None:
         require(self.low >= 0, f"low bounds an inverse temperature, so it must be 0 or more, but is {self.low}.")
         require(self.low <= self.high, f"low must not be above high={self.high}, but is {self.low}.")
         require(self.high >= 0, f"high bounds an inverse temperature, so it must be 0 or more, but is {self.high}.")
+        require(self.max_weight > 0, f"max_weight must be above 0, but is {self.max_weight}.")
         require(self.temperature > 0, f"temperature must be above 0, but is {self.temperature}.")
         even = self.waves >= 2 and self.waves % 2 == 0
         require(even, f"waves counts sines and cosines, so it must be even and 2 or more, but is {self.waves}.")
 
     def init(self, spec: Spec, key: PRNGKeyArray) -> FamO2OState:
         spec.require("bounded", type(self).__name__)
-        base_key, actor_key, balance_key = jax.random.split(key, 3)
+        value_key, actor_key, balance_key = jax.random.split(key, 3)
         actor = UniversalActor(spec, self.hidden, self.waves, actor_key)
         balance = BalanceActor(spec, self.hidden, balance_key)
         log_temperature = jnp.log(jnp.asarray(self.temperature, jnp.float32))
         adam = optax.adam(self.learning_rate)
-        state = dataclasses.replace(super().init(spec, base_key), actor=actor, actor_opt=adam.init(trainable(actor)))
         return extend(
             FamO2OState,
-            state,
+            self.values(spec, value_key),
+            actor=actor,
             balance=balance,
             log_temperature=log_temperature,
+            actor_opt=adam.init(trainable(actor)),
             balance_opt=adam.init(trainable(balance)),
             temperature_opt=adam.init(log_temperature),
             online=jnp.asarray(spec.acts),
@@ -181,24 +192,21 @@ class FamO2O(IQL):
         return jax.vmap(within, (None, None, 0))(self.low, self.high, x)
 
     def actor_loss(
-        self, actor: Callable[..., Distribution], state: IQLState, batch: Transition, key: PRNGKeyArray
+        self, actor: UniversalActor, state: FamO2OState, batch: Transition, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Metrics]:
         """`-mean exp(beta A(s, a)) log pi_u(a|s, beta)`, the weight clipped (eq. 5)."""
-        assert isinstance(state, FamO2OState)
         beta = self.balances(state, batch, key)
-        advantage = jax.lax.stop_gradient(self._advantage(state.value, state, batch))
+        advantage = jax.lax.stop_gradient(self.advantage(state.value, state, batch))
         weight = jnp.minimum(jnp.exp(beta * advantage), self.max_weight)
         log_prob = jax.vmap(lambda o, b, a: actor(o, b).log_prob(a))(batch.obs, beta, batch.action)
         loss = -(weight * log_prob).mean()
         return loss, {"actor_loss": loss, "log_prob": log_prob.mean()}
 
-    def update(self, state: IQLState, batch: Transition, key: PRNGKeyArray) -> tuple[IQLState, Metrics]:
+    def update(self, state: FamO2OState, batch: Transition, key: PRNGKeyArray) -> tuple[FamO2OState, Metrics]:
         """The value first; then every other part, from the parts as they were and the new value."""
-        assert isinstance(state, FamO2OState)
         actor_key, balance_key = jax.random.split(key)
         adam, batch = optax.adam(self.learning_rate), state.normaliser.transition(batch)
-        value, value_opt, metrics = descend(adam, self.value_loss, state.value, state.value_opt, state, batch, key)
-        state = dataclasses.replace(state, value=value, value_opt=value_opt)
+        state, metrics = self.improve_value(state, batch, key)
         balance, balance_opt, chosen = descend(
             adam, self.balance_loss, state.balance, state.balance_opt, state, batch, balance_key
         )
@@ -206,7 +214,7 @@ class FamO2O(IQL):
             adam, self.temperature_loss, state.log_temperature, state.temperature_opt, chosen["balance_entropy"]
         )
         actor, actor_opt, found = descend(adam, self.actor_loss, state.actor, state.actor_opt, state, batch, actor_key)
-        critic, critic_opt, more = descend(adam, self.critic_loss, state.critic, state.critic_opt, state, batch, key)
+        state, more = self.improve_critic(state, batch, key)
         state = dataclasses.replace(
             state,
             actor=actor,
@@ -215,19 +223,15 @@ class FamO2O(IQL):
             balance_opt=balance_opt,
             log_temperature=log_temperature,
             temperature_opt=temperature_opt,
-            critic=critic,
-            critic_opt=critic_opt,
-            target_critic=polyak(state.target_critic, critic, self.tau),
         )
         return state, metrics | chosen | tuned | found | more
 
-    def policy(self, state: IQLState) -> Policy:
+    def policy(self, state: FamO2OState) -> Policy:
         return Normalised(Mode(self.balanced(state)), state.normaliser)
 
-    def explorer(self, state: IQLState) -> Policy:
+    def explorer(self, state: FamO2OState) -> Policy:
         return Normalised(Sampling(self.balanced(state)), state.normaliser)
 
-    def balanced(self, state: IQLState) -> Balanced:
+    def balanced(self, state: FamO2OState) -> Balanced:
         """The distribution over actions for one observation, at the balance chosen for it."""
-        assert isinstance(state, FamO2OState)
         return Balanced(state.actor, state.balance, self.low, self.high)

@@ -11,6 +11,7 @@ Algorithms", 2017.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar
 
 import equinox as eqx
@@ -25,6 +26,7 @@ from habitus.core.protocols import Learner, Policy, require
 from habitus.core.returns import standardise
 from habitus.core.spec import Spec
 from habitus.core.trees import Metrics, descend, minibatches, trainable
+from habitus.nets.distributions import Distribution
 from habitus.nets.heads import StochasticActor, Value
 from habitus.nets.losses import Round, clipped_value_loss, prepare_round
 from habitus.nets.normalise import RunningMoments, Standardiser
@@ -45,7 +47,7 @@ CARD = Card(
 class PPOState(eqx.Module):
     """Networks, optimisers, and the statistics of the observations if they are normalised."""
 
-    actor: StochasticActor
+    actor: Callable[..., Distribution]
     critic: Value
     actor_opt: optax.OptState
     critic_opt: optax.OptState
@@ -85,6 +87,11 @@ class PPO(Learner):
         """Adam with the norm of the gradient clipped."""
         return optax.chain(optax.clip_by_global_norm(self.max_grad_norm), optax.adam(self.learning_rate, eps=1e-5))
 
+    @property
+    def critic_optimizer(self) -> optax.GradientTransformation:
+        """The same, for the critic."""
+        return self.optimizer
+
     def init(self, spec: Spec, key: PRNGKeyArray) -> PPOState:
         actor_key, critic_key = jax.random.split(key)
         actor = StochasticActor(spec, self.hidden, actor_key)
@@ -93,12 +100,12 @@ class PPO(Learner):
             actor=actor,
             critic=critic,
             actor_opt=self.optimizer.init(trainable(actor)),
-            critic_opt=self.optimizer.init(trainable(critic)),
+            critic_opt=self.critic_optimizer.init(trainable(critic)),
             moments=RunningMoments.start(spec.obs_shape) if self.normalise_obs else None,
         )
 
     def actor_loss(
-        self, actor: StochasticActor, state: PPOState, batch: Round, key: PRNGKeyArray
+        self, actor: Callable[..., Distribution], state: PPOState, batch: Round, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Metrics]:
         """`-mean min(ratio A, clip(ratio, 1 +- eps) A) - entropy bonus` (eq. 7, 9)."""
         dist = jax.vmap(actor)(batch.obs)
@@ -133,7 +140,7 @@ class PPO(Learner):
             self.optimizer, self.actor_loss, state.actor, state.actor_opt, state, batch, key
         )
         critic, critic_opt, more = descend(
-            self.optimizer, self.critic_loss, state.critic, state.critic_opt, state, batch, key
+            self.critic_optimizer, self.critic_loss, state.critic, state.critic_opt, state, batch, key
         )
         state = dataclasses.replace(state, actor=actor, critic=critic, actor_opt=actor_opt, critic_opt=critic_opt)
         return state, found | more

@@ -65,7 +65,7 @@ class Budget:
 
     seeds: tuple[int, ...] = (10, 11, 12, 13, 14)
     logs: tuple[tuple[str, str], ...] = (("pendulum", "replay"), ("hopper", "medium"))
-    steps: int = 12_000
+    steps: int = 26_000
     online_steps: int = 50_000
     rollout: int = 256
     episodes: int = 10

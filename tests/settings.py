@@ -67,6 +67,7 @@ PLAIN = {"discount": 0.5, "temperature": 1e-6, "tune_temperature": False}
 PLAIN_OF = {
     "cql": {"alpha": 0.0},
     "cql-discrete": {"alpha": 0.0},
+    "h2o": {"penalty": 0.0},
     "uni-o4": {"clone_share": 0.01, "improve_share": 0.01},
 }
 
@@ -79,6 +80,7 @@ ROLES = {
     "value": "value",
     "vae": "generator",
     "balance": "weight",
+    "discriminators": "model",
     "dynamics": "model",
 }
 
@@ -92,6 +94,11 @@ BAD = {
     "clone_share": (0.0, 1.0),
     "improve_share": (0.0, 1.0),
     "diversity": (-0.1,),
+    "penalty": (-0.1,),
+    "gap_noise": (-0.1,),
+    "input_noise": (-0.1,),
+    "min_weight": (-0.1,),
+    "gap_samples": (0,),
     "elites": (0, 99),
     "reg_weight": (-0.1,),
     "low": (-0.1, 1e3),
@@ -286,6 +293,9 @@ def source(data: str, kind: str, cls: type[Learner]) -> Source:
     world = Identity(kind)
     if cls.on_policy:
         return Rollouts(world, TINY["num_envs"], TINY["rollout_length"])
+    if cls.sides:
+        real, size = log(kind, expert=False), TINY["batch_size"]
+        return Replay(world, size, 4096, num_envs=8, warmup=256, updates_per_step=1 / 8, prefill=real, apart=True)
     return Replay(world, TINY["batch_size"], capacity=4096, num_envs=8, warmup=256, updates_per_step=1 / 8)
 
 

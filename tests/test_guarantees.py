@@ -36,6 +36,7 @@ from settings import (
 
 from habitus.core.card import cards
 from habitus.core.errors import ConfigError, SpaceMismatch
+from habitus.core.experience import Sides
 from habitus.core.trees import is_array, trainable
 from habitus.nets.heads import DiscreteCritic, Ensemble, Value
 from habitus.nets.losses import pick
@@ -98,7 +99,8 @@ def test_a_truncated_episode_bootstraps_and_a_terminated_one_does_not(setting):
     known = {"truncated": (2.0, 2.0), "terminated": (1.5, 1.0)}  # 1 / (1 - 1/2); 1 + 1/2, and 1
     for ends_as, (first, second) in known.items():
         batch = two_states(setting.kind, setting.cls.on_policy, ends_as)
-        state = run_updates(learner, learner.init(planned(setting), jax.random.key(0)), batch, 500)
+        given = Sides(batch, batch) if setting.cls.sides else batch
+        state = run_updates(learner, learner.init(planned(setting), jax.random.key(0)), given, 500)
         seen = jax.tree.map(lambda x: x.reshape(128, *x.shape[2:]), batch) if setting.cls.on_policy else batch
         seen = state.normaliser.transition(seen) if hasattr(state, "normaliser") else seen
         for name in setting.value_networks:
@@ -260,8 +262,9 @@ def test_actions_that_it_cannot_take_are_refused_before_anything_is_compiled(slu
     with jax.check_tracer_leaks(False):
         for kind in set(SPACES) - handled:
             given = Identity(kind) if cls.on_policy else log(kind, expert=False)
+            world = Identity(kind) if cls.sides else None
             with pytest.raises(SpaceMismatch, match="actions, but the action space is"):
-                learn(cls(), given, steps=2048)
+                learn(cls(), given, steps=2048, env=world)
 
 
 def test_a_learner_that_must_act_refuses_a_log():

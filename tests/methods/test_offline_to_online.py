@@ -17,7 +17,9 @@ from habitus.train.loop import learn
 from habitus.train.standard import make_offline
 
 SIZE: dict[str, Any] = dict(hidden=(64, 64), learning_rate=1e-3)
-GATE: dict[str, Any] = dict(dynamics_hidden=(32, 32), models=3, elites=2, gate_starts=64, gate_horizon=20, clone_share=0.4)
+GATE: dict[str, Any] = dict(
+    dynamics_hidden=(32, 32), models=3, elites=2, gate_starts=64, gate_horizon=20, clone_share=0.4
+)
 REPLAY: dict[str, Any] = dict(mix="proportional", source_options={"warmup": 200, "capacity": 2_000})
 PAIRS = {
     "td3bc": (TD3BC(**SIZE), None, REPLAY),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
@@ -55,6 +56,23 @@ class Transition(eqx.Module):
     def size(self) -> int:
         """Length of the leading axis."""
         return self.reward.shape[0]
+
+
+class Sides(eqx.Module):
+    """A batch whose two origins a learner must tell apart.
+
+    Attributes:
+        own: collected by the explorer.
+        logged: from a log.
+    """
+
+    own: Transition
+    logged: Transition
+
+    @property
+    def union(self) -> Transition:
+        """All rows, those of the explorer first."""
+        return jax.tree.map(lambda *xs: jnp.concatenate(xs), self.own, self.logged)
 
 
 class Trajectory(eqx.Module):

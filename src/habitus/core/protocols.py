@@ -171,11 +171,13 @@ class Learner(eqx.Module):
         on_policy: whether a batch must come from the current policy.
         trains: for each network in the state, the losses whose gradient reaches it. A loss is a
             method `(network, state, batch, key) -> (loss, metrics)` of that name.
+        sides: whether it learns from a world and a log at once, told apart (`Sides`).
         continues: slugs of other learners whose runs this one can go on from (`warm_start`).
     """
 
     on_policy: ClassVar[bool] = False
     trains: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    sides: ClassVar[bool] = False
     continues: ClassVar[tuple[str, ...]] = ()
 
     def __check_init__(self) -> None:

@@ -90,6 +90,8 @@ def make_source(
     elif source is not None:
         env = source
     dataset = load_data(data)
+    if learner.sides and (dataset is None or env is None):
+        raise ConfigError(f"{slug_of(learner)} learns from a world and a log at once: give both env=... and data=...")
     if env is None:
         if dataset is None:
             raise ConfigError("learn() needs something to learn from: a source, env=... or data=...")
@@ -104,7 +106,7 @@ def make_source(
         defaults = {"num_envs": num_envs, "length": getattr(learner, "rollout_length", 128)}
         return Rollouts(world, **(defaults | options)), world
     defaults = {"batch_size": _batch_size(learner), "prefill": dataset, "mix": 0.5 if mix is None else mix}
-    defaults["explore"] = "policy" if warm else "uniform"
+    defaults |= {"explore": "policy" if warm else "uniform", "apart": learner.sides}
     return Replay(world, **(defaults | options)), world
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from habitus.core.errors import ConfigError
-from habitus.core.experience import Transition, flatten_time
+from habitus.core.experience import Sides, Transition, flatten_time
 from habitus.core.protocols import Env, Explorer, HostEnv, Policy, Source, require
 from habitus.core.spec import Spec
 from habitus.core.trees import Metrics, select, take
@@ -146,6 +146,7 @@ class Replay(Source):
     updates_per_step: float
     mix: float | str
     explore: str
+    apart: bool
 
     def __init__(
         self,
@@ -158,6 +159,7 @@ class Replay(Source):
         prefill: Dataset | None = None,
         mix: float | Literal["proportional"] = 0.5,
         explore: Literal["uniform", "policy"] = "uniform",
+        apart: bool = False,
     ):
         """Args:
             env: a world in the user's spaces.
@@ -169,6 +171,7 @@ class Replay(Source):
             prefill: a log to mix in.
             mix: share of each batch that comes from `prefill`; or 'proportional', as if log and
                 buffer were one.
+            apart: hand out `Sides`, which keep the rows of the log apart.
             explore: what acts while it warms up: uniformly random actions, or the explorer.
 
         Raises:
@@ -184,7 +187,9 @@ class Replay(Source):
         shares = mix == PROPORTIONAL if isinstance(mix, str) else 0 <= mix <= 1
         require(shares, f"mix is a share of the batch, in [0, 1], or 'proportional', but is {mix!r}.")
         require(explore in ("uniform", "policy"), f"explore must be 'uniform' or 'policy', but is {explore!r}.")
-        self.explore = explore
+        self.explore, self.apart = explore, apart
+        split = prefill is not None and not isinstance(mix, str) and 0 < mix < 1
+        require(not apart or split, "to keep a log apart there must be one, and mix a share between 0 and 1.")
         # whole draws, so that no block of rows is ever split where the ring begins anew
         block = self._ratio()[0] * self.num_envs
         self.capacity, self.warmup = capacity // block * block, -(-max(warmup, 1) // block) * block
@@ -248,7 +253,7 @@ class Replay(Source):
         buffer = Buffer.empty(self.spec, self.capacity)
         return ReplayState(collection, buffer.add(jax.tree.map(lambda x: x[: self.capacity], flatten_time(rows))))
 
-    def draw(self, state: Any, explorer: Explorer, key: PRNGKeyArray) -> tuple[Any, Transition]:
+    def draw(self, state: Any, explorer: Explorer, key: PRNGKeyArray) -> tuple[Any, Transition | Sides]:
         steps, repeats = self._ratio()
         if isinstance(state, HostReplayState):
             for _ in range(steps):
@@ -261,7 +266,7 @@ class Replay(Source):
         buffer = state.buffer.add(flatten_time(rows))
         return ReplayState(collection, buffer), self._batch(buffer, sample_key, repeats)
 
-    def _batch(self, buffer: Buffer, key: PRNGKeyArray, repeats: int) -> Transition:
+    def _batch(self, buffer: Buffer, key: PRNGKeyArray, repeats: int) -> Transition | Sides:
         """`repeats` batches, each mixed from the buffer and the log."""
         own_key, log_key = jax.random.split(key)
         if self.logged is not None and self.mix == PROPORTIONAL:
@@ -271,6 +276,8 @@ class Replay(Source):
             return _stacked(batch, repeats)
         rows = jax.random.randint(log_key, (repeats * self.logged_rows,), 0, self.logged.size)
         parts = _stacked(batch, repeats), _stacked(take(self.logged, rows), repeats)
+        if self.apart:
+            return Sides(*parts)
         return jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=0 if repeats == 1 else 1), *parts)
 
     def _proportional(self, buffer: Buffer, log: Transition, key: PRNGKeyArray, n: int) -> Transition:
@@ -279,7 +286,7 @@ class Replay(Source):
         own, logged = take(buffer.data, jnp.maximum(rows - log.size, 0)), take(log, jnp.minimum(rows, log.size - 1))
         return jax.vmap(select)(rows >= log.size, own, logged)
 
-    def _host_batch(self, buffer: HostBuffer, key: PRNGKeyArray, repeats: int) -> Transition:
+    def _host_batch(self, buffer: HostBuffer, key: PRNGKeyArray, repeats: int) -> Transition | Sides:
         """As `_batch`, in NumPy."""
         rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
         if self.prefill is not None and self.mix == PROPORTIONAL:
@@ -293,6 +300,8 @@ class Replay(Source):
             return _stacked(batch, repeats)
         logged = self.prefill.transitions(rng.integers(0, len(self.prefill), repeats * self.logged_rows))
         parts = _stacked(batch, repeats), _stacked(logged, repeats)
+        if self.apart:
+            return Sides(*parts)
         return jax.tree.map(lambda *xs: np.concatenate(xs, axis=0 if repeats == 1 else 1), *parts)
 
     @property

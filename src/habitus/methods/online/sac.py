@@ -11,7 +11,7 @@ T. Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 import jax
@@ -40,6 +40,9 @@ CARD = Card(
     data=("env", "log"),
     actions=("continuous",),
 )
+
+
+S = TypeVar("S", bound="SACState")
 
 
 class SACState(eqx.Module):
@@ -99,10 +102,10 @@ class SAC(Learner):
             temperature_opt=adam.init(log_temperature),
         )
 
-    def critic_loss(
+    def bellman_error(
         self, critic: Ensemble, state: SACState, batch: Transition, key: PRNGKeyArray
-    ) -> tuple[Float[Array, ""], Metrics]:
-        """`sum_k 1/2 mean (Q_k(s, a) - y)^2`, `y = r + gamma (min_k Q'_k(s', a') - alpha log pi(a'|s'))` (eq. 5)."""
+    ) -> tuple[Float[Array, "batch 2"], Float[Array, "batch 2"]]:
+        """`Q_k(s, a) - y`, `y = r + gamma (min_k Q'_k(s', a') - alpha log pi(a'|s'))` (eq. 5); and `Q_k(s, a)`."""
 
         def soft_value(obs: Array, key: PRNGKeyArray) -> Float[Array, ""]:
             action, log_prob = state.actor(obs).sample_and_log_prob(key)
@@ -112,7 +115,14 @@ class SAC(Learner):
         next_value = jax.vmap(soft_value)(batch.next_obs, jax.random.split(key, batch.size))
         target = jax.lax.stop_gradient(td_target(batch.reward, batch.terminated, next_value, self.discount))
         value = jax.vmap(critic)(batch.obs, batch.action)
-        loss = 0.5 * ((value - target[:, None]) ** 2).mean(0).sum()
+        return value - target[:, None], value
+
+    def critic_loss(
+        self, critic: Ensemble, state: SACState, batch: Any, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """`sum_k 1/2 mean (Q_k(s, a) - y)^2` (eq. 5)."""
+        error, value = self.bellman_error(critic, state, batch, key)
+        loss = 0.5 * (error**2).mean(0).sum()
         return loss, {"critic_loss": loss, "q": value.mean()}
 
     def actor_loss(
@@ -137,16 +147,24 @@ class SAC(Learner):
 
     def update(self, state: SACState, batch: Transition, key: PRNGKeyArray) -> tuple[SACState, Metrics]:
         critic_key, actor_key = jax.random.split(key)
-        adam = optax.adam(self.learning_rate)
+        state, metrics = self.improve_critic(state, batch, critic_key)
+        state, found = self.improve_actor(state, batch, actor_key)
+        return state, metrics | found
+
+    def improve_critic(self, state: S, batch: Any, key: PRNGKeyArray) -> tuple[S, Metrics]:
+        """One step of the critics; their targets follow."""
         critic, critic_opt, metrics = descend(
-            adam, self.critic_loss, state.critic, state.critic_opt, state, batch, critic_key
+            optax.adam(self.learning_rate), self.critic_loss, state.critic, state.critic_opt, state, batch, key
         )
-        state = dataclasses.replace(
-            state, critic=critic, critic_opt=critic_opt, target_critic=polyak(state.target_critic, critic, self.tau)
-        )
-        actor, actor_opt, found = descend(adam, self.actor_loss, state.actor, state.actor_opt, state, batch, actor_key)
+        target = polyak(state.target_critic, critic, self.tau)
+        return dataclasses.replace(state, critic=critic, critic_opt=critic_opt, target_critic=target), metrics
+
+    def improve_actor(self, state: S, batch: Transition, key: PRNGKeyArray) -> tuple[S, Metrics]:
+        """One step of the actor and, if it is tuned, of the temperature."""
+        adam = optax.adam(self.learning_rate)
+        actor, actor_opt, metrics = descend(adam, self.actor_loss, state.actor, state.actor_opt, state, batch, key)
         state = dataclasses.replace(state, actor=actor, actor_opt=actor_opt)
-        metrics |= found | {"temperature": state.temperature}
+        metrics |= {"temperature": state.temperature}
         if self.tune_temperature:
             log_temperature, temperature_opt, _ = descend(
                 adam, self.temperature_loss, state.log_temperature, state.temperature_opt, state, metrics["entropy"]

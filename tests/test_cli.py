@@ -75,6 +75,9 @@ def test_from_a_log_to_a_page(tmp_path, capsys):
     assert "over 2 seeds" in said and said.endswith(str(run))
     main(["evaluate", str(run), "--episodes", "2"])
     assert "interquartile mean" in capsys.readouterr().out
+    main(["evaluate", str(run), "--offline", "pendulum-medium", "--updates", "20", "--discount", "0.9"])
+    offline = capsys.readouterr().out
+    assert "fqe" in offline and "model" in offline and "no action probabilities" in " ".join(offline.split())
     main(["report", str(run), "--out", str(tmp_path / "page.html")])
     assert (tmp_path / "page.html").read_text().startswith("<!")
 

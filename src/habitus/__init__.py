@@ -34,6 +34,7 @@ _HOMES = {
     "Transition": "core.experience",
     "cards": "core.card",
     "evaluate": "measure.evaluate",
+    "evaluate_offline": "measure.ope",
     "inspect": "data.inspect",
     "learn": "train.loop",
     "load": "train.standard",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from habitus.data.source import DatasetSource as DatasetSource
     from habitus.envs.registry import make as make
     from habitus.measure.evaluate import evaluate as evaluate
+    from habitus.measure.ope import evaluate_offline as evaluate_offline
     from habitus.report.page import write_report as write_report
     from habitus.train.logs import record_log as record_log
     from habitus.train.loop import learn as learn

@@ -57,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--env", help="a world; by default the run's own")
     sub.add_argument("--episodes", type=int, default=20)
     sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--offline", metavar="DATA", help="estimate from a log instead, without acting")
+    sub.add_argument("--discount", type=float, default=0.99, help="of the estimates from a log")
+    sub.add_argument("--updates", type=int, default=10_000, help="of what these fit to the log")
     sub = command("measure", _measure, "apply an instrument to a data set")
     sub.add_argument("slug", help="an instrument, such as dataset-perspective")
     sub.add_argument("target", help="a data set: a file, a folder, or the name of a standard one")
@@ -176,8 +179,20 @@ def _evaluate(args: argparse.Namespace) -> None:
     from habitus.measure.evaluate import evaluate
 
     policies, world = _policies(args.run)
+    if args.offline:
+        return _evaluate_offline(policies, args)
     result = evaluate(policies, args.env or world, args.episodes, args.seed)
     table(("", args.env or world or ""), [tuple(row) for row in result.rows()])
+
+
+def _evaluate_offline(policies: list[Any], args: argparse.Namespace) -> None:
+    from habitus.measure.ope import evaluate_offline
+    from habitus.train.standard import load
+
+    log = load(args.offline)
+    found = [evaluate_offline(p, log, discount=args.discount, updates=args.updates, seed=args.seed) for p in policies]
+    head = ("discounted return", *(f"policy {i}" for i in range(len(found)))) if len(found) > 1 else ("", "return")
+    table(head, [(name, *(str(one[name]) for one in found)) for name in found[0]])
 
 
 def _measure(args: argparse.Namespace) -> None:

@@ -115,7 +115,7 @@ def bootstrap_ci(
         size = block.stop - block.start
         drawn = [x[rng.integers(x.size, size=(size, x.size))] for x in strata]
         distribution[block] = statistic(np.concatenate(drawn, axis=1))
-    return _interval(float(statistic(np.concatenate(strata))), distribution, strata, level)
+    return interval_of(float(statistic(np.concatenate(strata))), distribution, strata, level)
 
 
 def bootstrap_band(
@@ -202,7 +202,7 @@ def probability_of_improvement(
         for block in _blocks(resamples, x.size + y.size):
             often_x, often_y = (_counts(rng, block.stop - block.start, z.size) for z in (x, y))
             distribution[block] += ((often_x @ wins) * often_y).sum(axis=1)
-    return _interval(estimate, distribution, ours + theirs, level)
+    return interval_of(estimate, distribution, ours + theirs, level)
 
 
 def _strata(what: str, groups: Scores) -> list[Float[np.ndarray, " _"]]:
@@ -240,7 +240,7 @@ def _check(level: float, resamples: int) -> None:
         raise ConfigError(f"resamples must be at least 1, but is {resamples}.")
 
 
-def _interval(
+def interval_of(
     estimate: float, distribution: Float[np.ndarray, " resamples"], strata: list[Float[np.ndarray, " _"]], level: float
 ) -> Interval:
     """The interval that a bootstrap distribution of the scores in `strata` supports."""

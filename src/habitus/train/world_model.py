@@ -26,8 +26,8 @@ from habitus.nets.dynamics import DynamicsEnsemble, GaussianDynamics
 class LearnedWorld(Env):
     """Dynamics learned from a log, in canonical spaces. Each step is drawn from a random elite member.
 
-    Episodes start in a logged first state, and end where `termination` says or the time is up. An
-    episode whose state is no longer finite, or is `limit` standard deviations off the log, terminates.
+    Episodes start in a logged first state, and end where `termination` says or the time is up.
+    Predictions are cut back to the range of the log, a tenth wider, so that errors do not run away.
     """
 
     model: DynamicsEnsemble
@@ -35,7 +35,8 @@ class LearnedWorld(Env):
     starts: Float[Array, "starts obs"]
     length: int = eqx.field(static=True)
     termination: Termination = eqx.field(static=True)
-    limit: float = 100.0
+    low: Float[Array, "obs_and_reward"]
+    high: Float[Array, "obs_and_reward"]
 
     @property
     def observation_space(self) -> gymnasium.Space:
@@ -57,11 +58,10 @@ class LearnedWorld(Env):
         (obs, time), (which_key, draw_key) = state, jax.random.split(key)
         member = self.elites[jax.random.randint(which_key, (), 0, self.elites.shape[0])]
         after, reward = self.model.sample(obs, jnp.clip(action, -1, 1), member, draw_key)
-        lost = ~(jnp.abs(self.model.normaliser(after)) < self.limit).all()
-        after, reward = (jnp.where(lost, old, new) for old, new in ((obs, after), (0.0, reward)))
-        terminated = lost | self.termination(obs, action, after)
+        after = jnp.clip(after, self.low[:-1], self.high[:-1])
+        terminated = self.termination(obs, action, after)
         truncated = (time + 1 >= self.length) & ~terminated
-        return (after, time + 1), Step(after, reward, terminated, truncated, {"lost": lost})
+        return (after, time + 1), Step(after, jnp.clip(reward, self.low[-1], self.high[-1]), terminated, truncated)
 
 
 def fit_world(
@@ -109,7 +109,11 @@ def fit_world(
     length = horizon or log.meta.get("horizon") or int(log.lengths.max())
     starts = jnp.asarray(np.asarray(log.canonical().obs)[log.starts], jnp.float32)
     ends = termination or termination_of(str(log.meta.get("task", "")))
-    return LearnedWorld(model, jnp.argsort(error)[:elites], starts, int(length), ends), np.asarray(error)
+    seen = jnp.concatenate([rows.obs, rows.reward[:, None]], axis=1)
+    low, high = seen.min(0), seen.max(0)
+    margin = 0.1 * (high - low)
+    best = jnp.argsort(error)[:elites]
+    return LearnedWorld(model, best, starts, int(length), ends, low - margin, high + margin), np.asarray(error)
 
 
 @eqx.filter_jit

@@ -47,8 +47,8 @@ def make(world: World, num_envs: int = 1, **kwargs: Any) -> Env | HostEnv:
     """A world, in the user's spaces.
 
     Args:
-        world: a built-in name (see `names`), `gymnax:<id>`, any Gymnasium id, an environment of
-            habitus or Gymnasium, or a function that makes one of Gymnasium's.
+        world: a built-in name (see `names`), `gymnax:<id>`, `icu-sepsis`, any Gymnasium id, an
+            environment of habitus or Gymnasium, or a function that makes one of Gymnasium's.
         num_envs: copies stepped together; only for worlds that run in Python, as compiled ones are
             copied by whoever maps over them.
         kwargs: parameters of the world; `max_episode_steps` replaces its time limit.
@@ -65,11 +65,15 @@ def make(world: World, num_envs: int = 1, **kwargs: Any) -> Env | HostEnv:
     if not isinstance(world, str):
         return GymnasiumEnv(world, num_envs, **kwargs)
     if world in BUILT_IN:
-        return _built_in(world, **kwargs)
+        return _limited(world, *BUILT_IN[world], kwargs)
     if world.startswith("gymnax:"):
         from habitus.envs.adapters.gymnax import GymnaxEnv
 
         return GymnaxEnv.make(world.removeprefix("gymnax:"), **kwargs)
+    if world == "icu-sepsis":
+        from habitus.envs.adapters.icu_sepsis import LIMIT, ICUSepsis
+
+        return _limited(world, ICUSepsis, LIMIT, kwargs)
     try:
         return GymnasiumEnv(world, num_envs, **kwargs)
     except gymnasium.error.Error:  # unregistered, of a version that is gone, or not even shaped like an id
@@ -106,12 +110,14 @@ def canonical(env: Env | HostEnv) -> Canonical | HostCanonical:
     raise SpaceMismatch(f"a world is wanted, but this is a {type(env).__name__}; pass it through habitus.make first.")
 
 
-def _built_in(name: str, max_episode_steps: int | None = None, **parameters: Any) -> Env:
-    kind, limit = BUILT_IN[name]
-    known = [field.name for field in dataclasses.fields(kind)]
+def _limited(name: str, kind: type[Env], limit: int | str, parameters: dict[str, Any]) -> Env:
+    """A world of a class with the parameters given, and with its time limit or `max_episode_steps`."""
+    parameters = dict(parameters)
+    asked = parameters.pop("max_episode_steps", None)
+    known = [field.name for field in dataclasses.fields(kind) if field.init]
     for given in parameters:
         if given not in known:
             raise ConfigError(f"{name} has no parameter {given!r}: {suggest(given, known)}")
     world = kind(**parameters)
     own_limit = getattr(world, limit) if isinstance(limit, str) else limit
-    return TimeLimit(world, max_episode_steps or own_limit)
+    return TimeLimit(world, asked or own_limit)

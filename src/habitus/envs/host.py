@@ -38,7 +38,8 @@ class HostCanonical(HostEnv):
             self._centre, self._half = ((x / 2).astype(np.float32) for x in (high + low, high - low))
         # Box and Discrete take a few NumPy calls; the rest goes through what compiled worlds use.
         self._plain = isinstance(env.observation_space, (spaces.Box, spaces.Discrete))
-        self._first_obs = int(getattr(env.observation_space, "start", 0))
+        seen = env.observation_space
+        self._first_obs = int(seen.start) if isinstance(seen, spaces.Discrete) else 0
         self._encode = jax.jit(jax.vmap(spec.encode_obs))
 
     def reset(self, seed: int) -> np.ndarray:

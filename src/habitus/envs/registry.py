@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import inspect
 from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
@@ -12,6 +12,8 @@ import gymnasium
 from habitus.core.errors import ConfigError, SpaceMismatch, UnknownName, suggest
 from habitus.core.protocols import Env, HostEnv
 from habitus.envs.adapters.gymnasium import GymnasiumEnv
+from habitus.envs.adapters.minigrid import PREFIXES as MINIGRID
+from habitus.envs.adapters.minigrid import make_minigrid
 from habitus.envs.host import HostCanonical
 from habitus.envs.worlds.acrobot import Acrobot
 from habitus.envs.worlds.bit_flip import BitFlip
@@ -75,6 +77,8 @@ def make(world: World, num_envs: int = 1, **kwargs: Any) -> Env | HostEnv:
 
         return _limited(world, ICUSepsis, LIMIT, kwargs)
     try:
+        if world.startswith(MINIGRID):
+            return make_minigrid(world, num_envs, **kwargs)
         return GymnasiumEnv(world, num_envs, **kwargs)
     except gymnasium.error.Error:  # unregistered, of a version that is gone, or not even shaped like an id
         raise UnknownName(f"no world is called {world!r}: {_near(world)}") from None
@@ -114,7 +118,7 @@ def _limited(name: str, kind: type[Env], limit: int | str, parameters: dict[str,
     """A world of a class with the parameters given, and with its time limit or `max_episode_steps`."""
     parameters = dict(parameters)
     asked = parameters.pop("max_episode_steps", None)
-    known = [field.name for field in dataclasses.fields(kind) if field.init]
+    known = list(inspect.signature(kind).parameters)
     for given in parameters:
         if given not in known:
             raise ConfigError(f"{name} has no parameter {given!r}: {suggest(given, known)}")

@@ -100,21 +100,23 @@ class ICUSepsis(Env):
     State: the number.
     """
 
-    observe: Literal["state", "measurements"] = eqx.field(default="state", static=True)
-    noise: float = 0.1
-    """standard deviation of the measurements' noise, in those of the clusters"""
-    cumulative: Float[Array, "states actions states"] = eqx.field(init=False)
-    """`P(s' <= . | s, a)`: an array of the world, as 51 MB in each compiled program would be slow to compile"""
+    observe: Literal["state", "measurements"] = eqx.field(static=True)
+    noise: float
+    cumulative: Float[Array, "states actions states"]  # of P(s' | s, a); 51 MB, too many for a constant of programs
 
-    def __post_init__(self) -> None:
-        self.cumulative = _cumulative()
+    def __init__(self, observe: Literal["state", "measurements"] = "state", noise: float = 0.1):
+        """Args:
+            observe: what is shown.
+            noise: standard deviation of the measurements' noise, in those of the clusters.
 
-    def __check_init__(self) -> None:
-        require(
-            self.observe in ("state", "measurements"),
-            f"observe must be 'state' or 'measurements', but is {self.observe!r}.",
-        )
-        require(self.noise >= 0, f"noise must be 0 or more, but is {self.noise}.")
+        Raises:
+            MissingExtra, DataError: as `sepsis_tables`.
+            ConfigError: if an argument is out of its domain.
+        """
+        known = observe in ("state", "measurements")
+        require(known, f"observe must be 'state' or 'measurements', but is {observe!r}.")
+        require(noise >= 0, f"noise must be 0 or more, but is {noise}.")
+        self.observe, self.noise, self.cumulative = observe, noise, _cumulative()
 
     @property
     def observation_space(self) -> spaces.Space:

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from habitus.claims.comparison import NAME, page
 from habitus.core.card import Card, cards
 
 HERE = Path(__file__).parent
@@ -155,6 +156,8 @@ def main() -> None:
     (HERE / "methods").mkdir(exist_ok=True)
     (HERE / "claims.md").write_text(claims_page())
     (HERE / "methods.md").write_text(index_page())
+    if compared := result(NAME):
+        (HERE / "offline.md").write_text(page(compared))
     for card in cards().values():
         (HERE / "methods" / f"{card.slug}.md").write_text(method_page(card))
 

@@ -76,6 +76,10 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("convert", _data_convert, "write a data set in another format", kinds)
     sub.add_argument("data")
     sub.add_argument("out", type=Path, help="*.npz, *.hdf5 (D4RL's layout), or a folder (Minari's)")
+    sub = command("bench", _bench, "compare methods on the same data with the same budget")
+    sub.add_argument("what", choices=["offline"], help="every offline learner on the standard logs")
+    sub.add_argument("--smoke", action="store_true", help="a tiny budget; its figures mean nothing")
+    sub.add_argument("--out", type=Path, help="folder for offline-comparison.json")
     sub = command("claim", _claim, "run the experiment behind a paper's headline claim")
     sub.add_argument("slug", nargs="?", help="a method; none to list the claims and their verdicts")
     sub.add_argument("--smoke", action="store_true", help="the same code with a tiny budget")
@@ -193,6 +197,12 @@ def _evaluate_offline(policies: list[Any], args: argparse.Namespace) -> None:
     found = [evaluate_offline(p, log, discount=args.discount, updates=args.updates, seed=args.seed) for p in policies]
     head = ("discounted return", *(f"policy {i}" for i in range(len(found)))) if len(found) > 1 else ("", "return")
     table(head, [(name, *(str(one[name]) for one in found)) for name in found[0]])
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from habitus.claims.comparison import FULL, SMOKE, compare
+
+    compare(SMOKE if args.smoke else FULL, args.out, lambda line: print(line, flush=True))
 
 
 def _measure(args: argparse.Namespace) -> None:

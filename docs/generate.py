@@ -120,14 +120,15 @@ def method_page(card: Card) -> str:
 
 
 def hyperparameters(text: str, name: str) -> str:
-    """The annotated fields of a class and the comments beside them, as a table."""
+    """The annotated fields of a class and the comments beside them, as a table; then those that it inherits."""
     import ast
 
-    lines = text.splitlines()
-    cls = next((n for n in ast.parse(text).body if isinstance(n, ast.ClassDef) and n.name == name), None)
-    fields = [n for n in cls.body if isinstance(n, ast.AnnAssign) and n.value is not None] if cls else []
+    tree, lines = ast.parse(text), text.splitlines()
+    cls = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None)
+    if cls is None:
+        return ""
     rows = []
-    for field in fields:
+    for field in (n for n in cls.body if isinstance(n, ast.AnnAssign) and n.value is not None):
         if not isinstance(field.target, ast.Name) or ast.unparse(field.annotation).startswith("ClassVar"):
             continue
         assert field.value is not None
@@ -136,7 +137,17 @@ def hyperparameters(text: str, name: str) -> str:
         value = ast.unparse(field.value)
         default = value.split("default=")[1].split(",")[0].rstrip(")") if "default=" in value else value
         rows.append(f"| `{field.target.id}` | `{default}` | {comment.replace('|', chr(92) + '|')} |")
-    return f"`{name}`\n\n| hyperparameter | default | |\n|---|---|---|\n" + "\n".join(rows) if rows else ""
+    head = f"`{name}`\n\n| hyperparameter | default | |\n|---|---|---|\n"
+    parts = [head + "\n".join(rows)] if rows else []
+    for base in (ast.unparse(b) for b in cls.bases):
+        imports = [n for n in tree.body if isinstance(n, ast.ImportFrom) and "habitus.methods" in (n.module or "")]
+        home = next((n.module for n in imports if base in [a.name for a in n.names]), None)
+        if home is None:
+            parts.append(hyperparameters(text, base))
+        else:
+            file = ROOT / "src" / Path(*home.split(".")).with_suffix(".py")
+            parts.append(hyperparameters(file.read_text(), base))
+    return "\n\n".join(filter(None, parts))
 
 
 def index_page() -> str:

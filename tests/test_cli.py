@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from habitus.cli import _learners, main
+from habitus.train.setup import entry
 
 
 def test_listing_methods_imports_no_jax():
@@ -54,8 +55,9 @@ def test_what_cannot_be_done_is_one_sentence_and_status_2(argv, capsys, tmp_path
 @pytest.mark.parametrize("slug", _learners())
 def test_the_options_of_every_learner_are_understood(slug, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    log = ["--data", "pendulum-medium"] if entry(slug).sides else []
     with pytest.raises(SystemExit):
-        main(["learn", slug, "--env", "no-such-world", "--num-envs", "4", "--seeds", "2"])
+        main(["learn", slug, "--env", "no-such-world", "--num-envs", "4", "--seeds", "2", *log])
     assert "no world is called 'no-such-world'" in capsys.readouterr().err
 
 

@@ -146,7 +146,7 @@ def test_a_learned_world_tells_a_good_controller_from_a_bad_one():
             return jnp.clip(self.gain * swing, -1, 1)[None], carry
 
     good, bad = (
-        evaluate_offline(Push(g), log, discount=0.97, updates=300, hidden=(32, 32))["model"].value for g in (1.0, -1.0)
+        evaluate_offline(Push(g), log, discount=0.97, updates=1_500, hidden=(8,))["model"].value for g in (1.0, -1.0)
     )
     assert good.estimate > bad.estimate + 20
 

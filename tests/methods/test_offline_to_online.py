@@ -33,10 +33,10 @@ PAIRS = {
 def test_returns_do_not_fall_as_a_run_goes_on_in_the_world(slug):
     learner, online, options = PAIRS[slug]
     log = make_offline("pendulum", "medium")
-    before = learn(learner, log, 4_000, seeds=2, evaluations=1, episodes=20, points=2)
+    before = learn(learner, log, 4_000, seeds=1, evaluations=1, episodes=20, points=2)
     data = {} if online else {"data": log}
     after = learn(
-        online or learner, env="pendulum", steps=1_200, seeds=2, evaluations=[400, 1_200], episodes=20, points=2,
+        online or learner, env="pendulum", steps=1_200, seeds=1, evaluations=[400, 1_200], episodes=20, points=2,
         warm_start=before, **data, **options,
     )  # fmt: skip
     offline, switched, last = (normalised_score(log, x) for x in (before.returns[-1], *after.returns))

@@ -63,7 +63,7 @@ def evaluate_offline(
     Args:
         policy: in canonical spaces, or `Deployed` in those of the log.
         discount: of later rewards; the estimates are discounted returns.
-        updates: for fitting values and the behaviour policy, each.
+        updates: for fitting values, the behaviour policy and the dynamics, each.
         level: of the intervals.
 
     Returns:
@@ -91,7 +91,7 @@ def evaluate_offline(
 
     for names, run in (
         (("wis", "doubly robust"), weighted),
-        (("model",), lambda: (_model(policy, log, discount, level, key),)),
+        (("model",), lambda: (_model(policy, log, discount, updates, level, key),)),
     ):
         try:
             out |= dict(zip(names, run(), strict=True))
@@ -193,9 +193,9 @@ def fitted_q_evaluation(q: FittedQ, level: float = 0.95) -> Estimate:
     return Estimate("fqe", _spread(q.starts, level))
 
 
-def _model(policy: Policy, log: Dataset, discount: float, level: float, key: Array) -> Estimate:
+def _model(policy: Policy, log: Dataset, discount: float, updates: int, level: float, key: Array) -> Estimate:
     """Roll-outs in each member of a learned ensemble."""
-    world, _ = fit_world(log, key, members=5, elites=5)
+    world, _ = fit_world(log, key, members=5, elites=5, steps=updates)
     values = [
         run_episodes(policy, _one_member(world, member), 100, seed=1, discount=discount).discounted.mean()
         for member in range(5)

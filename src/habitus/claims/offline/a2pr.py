@@ -22,7 +22,6 @@ from habitus.methods.offline.td3bc import TD3BC
 from habitus.train.standard import make_offline
 
 PLAIN = 1e6  # alpha so large that the cloning term vanishes: TD3
-MIXED = (0.1, 0.3)
 
 
 class WithoutGenerator(A2PR):
@@ -60,16 +59,17 @@ class Budget:
         Task("pointmaze", 50_000, 10_000, (64, 64)),
         Task("hopper", 50_000, 20_000, (128, 128)),
     )
+    shares: tuple[float, ...] = (0.1, 0.3)  # of expert rows in the mixed logs
     episodes: int = 10
 
 
 FULL = Budget()
-SMOKE = Budget(seeds=(10, 11), alphas=(2.5,), tasks=(Task("pendulum", 2_000, 45, (16, 16)),), episodes=2)
+SMOKE = Budget(seeds=(10, 11), alphas=(2.5,), tasks=(Task("pendulum", 2_000, 45, (16, 16)),), shares=(0.1,), episodes=2)
 
 
 def run(budget: Budget) -> Outcome:
     """Every arm on every log."""
-    mixed = {task.name: _pool([_arms(mixed_log(task.name, s, task.rows), task, budget) for s in MIXED])
+    mixed = {task.name: _pool([_arms(mixed_log(task.name, s, task.rows), task, budget) for s in budget.shares])
              for task in budget.tasks}  # fmt: skip
     medium = {
         task.name: _arms(make_offline(task.name, "medium", size=task.rows), task, budget, ablations=False)

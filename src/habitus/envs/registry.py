@@ -20,6 +20,7 @@ from habitus.envs.worlds.bit_flip import BitFlip
 from habitus.envs.worlds.cartpole import CartPole
 from habitus.envs.worlds.cartpole_swingup import CartPoleSwingUp
 from habitus.envs.worlds.four_rooms import FourRooms
+from habitus.envs.worlds.keydoor import KeyDoor
 from habitus.envs.worlds.mountaincar_continuous import MountainCarContinuous
 from habitus.envs.worlds.pendulum import Pendulum
 from habitus.envs.worlds.pointmaze import PointMaze
@@ -35,6 +36,7 @@ BUILT_IN: dict[str, tuple[type[Env], int | str]] = {
     "pointmaze": (PointMaze, 200),
     "four-rooms": (FourRooms, "limit"),
     "bit-flip": (BitFlip, "bits"),
+    "keydoor": (KeyDoor, "limit"),
 }
 
 World = str | Env | HostEnv | gymnasium.Env | Callable[[], gymnasium.Env]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from habitus.core.errors import SpaceMismatch
@@ -14,6 +15,7 @@ from habitus.envs.worlds.bit_flip import BitFlip
 from habitus.envs.worlds.cartpole import CartPole
 from habitus.envs.worlds.cartpole_swingup import CartPoleSwingUp
 from habitus.envs.worlds.four_rooms import GOAL, SIZE, WALLS, FourRooms
+from habitus.envs.worlds.keydoor import HEADINGS, OPEN, KeyDoor
 from habitus.envs.worlds.mountaincar_continuous import MountainCarContinuous
 from habitus.envs.worlds.pendulum import Pendulum
 from habitus.envs.worlds.pointmaze import PointMaze
@@ -40,7 +42,8 @@ def render(env: Env, state: EnvState) -> np.ndarray:
     if type(env) not in DRAWINGS:
         raise SpaceMismatch(f"there is no drawing of {type(env).__name__}; only the built-in worlds can be drawn.")
     canvas = np.full((HEIGHT, WIDTH, 3), PAPER, np.float32)
-    DRAWINGS[type(env)](env, np.asarray(state, float), canvas)
+    numbers = np.concatenate([np.ravel(np.asarray(leaf, float)) for leaf in jax.tree.leaves(state)])
+    DRAWINGS[type(env)](env, numbers, canvas)
     return canvas.round().astype(np.uint8)
 
 
@@ -96,6 +99,25 @@ def _four_rooms(env: FourRooms, state: np.ndarray, canvas: np.ndarray) -> None:
         _line(canvas, centre, centre, scale / 3, colour)
 
 
+def _keydoor(env: KeyDoor, state: np.ndarray, canvas: np.ndarray) -> None:
+    agent, heading, key, carried, door, lock = state[:2], int(state[2]), state[3:5], state[5], state[6:8], state[8]
+    walls = np.zeros((env.size, env.size), bool)
+    walls[[0, -1], :] = walls[:, [0, -1]] = walls[:, int(door[0])] = True
+    walls[int(door[1]), int(door[0])] = False
+    scale = _cells(canvas, walls)
+    key = agent + 0.25 if carried else key
+    discs = [
+        (np.full(2, env.size - 2), 3, GOAL_COLOUR),
+        (door, 2.2, FAINT if lock == OPEN else INK),
+        (agent, 3, BODY),
+        (agent + 0.3 * HEADINGS[heading], 8, BODY),
+        (key, 6, INK),
+    ]
+    for place, size, colour in discs:
+        centre = ((place[0] + 0.5) * scale, (place[1] + 0.5) * scale)
+        _line(canvas, centre, centre, scale / size, colour)
+
+
 def _bit_flip(env: BitFlip, state: np.ndarray, canvas: np.ndarray) -> None:
     step = WIDTH / (env.bits + 1)
     for i, bit in enumerate(state):
@@ -143,4 +165,5 @@ DRAWINGS: dict[type[Env], Callable[[Any, np.ndarray, np.ndarray], None]] = {
     PointMaze: _pointmaze,
     FourRooms: _four_rooms,
     BitFlip: _bit_flip,
+    KeyDoor: _keydoor,
 }

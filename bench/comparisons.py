@@ -85,6 +85,7 @@ COMPARISONS = {
         Comparison("td3bc", f"TD3+BC ({LOGGED})", (Rival("d3rlpy", "td3bc", 5.0),)),
         Comparison("iql", f"IQL ({LOGGED})", (Rival("d3rlpy", "iql", 6.0),)),
         Comparison("td3bc-4seeds", "TD3+BC, 4 seeds at once, against one", (Rival(HABITUS, "td3bc", 1.15),)),
+        Comparison("td3bc-5seeds", "TD3+BC, 5 seeds at once, against one", (Rival(HABITUS, "td3bc", 1.163),)),
         Comparison(
             "start",
             "import, and first round of PPO on CartPole after the command starts",

@@ -140,6 +140,7 @@ if __name__ == "__main__":
             "td3bc": lambda args: _offline("td3bc", args),
             "iql": lambda args: _offline("iql", args),
             "td3bc-4seeds": lambda args: _offline("td3bc", args, seeds=4),
+            "td3bc-5seeds": lambda args: _offline("td3bc", args, seeds=5),
             "start": start,
             "first-round": first_round,
         },

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from habitus.data.source import DatasetSource
 from habitus.envs.adapters.gymnasium import GymnasiumEnv
 from habitus.envs.registry import make
 from habitus.methods.offline.td3bc import TD3BC
@@ -55,6 +56,14 @@ def compilations(**options) -> int:
 def test_a_longer_run_compiles_no_more(run, most):
     short, long = compilations(steps=30, points=3, **run), compilations(steps=120, points=40, **run)
     assert 0 < short == long <= most
+
+
+def test_what_fills_up_the_last_device_does_no_work():
+    source = DatasetSource(small_log(), 8)
+    engine = PureEngine(TD3BC(hidden=(8, 8), batch_size=8), source, source.spec, [0, 1, 2], None)
+    engine.advance(5)
+    padding = -3 % jax.device_count()
+    assert engine.own.update.tolist() == [5, 5, 5] + [0] * padding
 
 
 def test_the_old_state_is_given_up():

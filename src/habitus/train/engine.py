@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Key, PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, Key, PRNGKeyArray, PyTree
 
 from habitus.core.protocols import Learner, Policy, Source
 from habitus.core.spec import Spec
@@ -146,18 +146,20 @@ def _seeds_chunk(fixed: Any, own: PyTree) -> tuple[PyTree, Tally, Metrics]:
     arrays, static = eqx.partition(own, eqx.is_array)
     rest_arrays, rest_static = eqx.partition(rest, eqx.is_array)
 
-    def block(arrays: PyTree, rest_arrays: PyTree, draws: Array) -> tuple[PyTree, Tally, Metrics]:
+    def block(arrays: PyTree, rest_arrays: PyTree, draws: Int[Array, "seeds"]) -> tuple[PyTree, Tally, Metrics]:
         learner, source, shared = eqx.combine(rest_arrays, rest_static)
 
-        def one(arrays: PyTree) -> tuple[PyTree, Tally, Metrics]:
+        def one(arrays: PyTree, draws: Array) -> tuple[PyTree, Tally, Metrics]:
             after, tally, report = _chunk(learner, source, eqx.combine(arrays, static, shared), draws)
             return eqx.filter(_split_shared(after)[0], eqx.is_array), tally, report
 
-        return jax.lax.map(one, arrays) if jax.default_backend() == "cpu" else jax.vmap(one)(arrays)
+        if jax.default_backend() == "cpu":
+            return jax.lax.map(lambda at: one(*at), (arrays, draws))
+        return jax.vmap(lambda arrays: one(arrays, draws.max()))(arrays)  # in step: a length of its own costs selects
 
     if mesh is not None:
         seed, every = PartitionSpec("seed"), PartitionSpec()
-        block = jax.shard_map(block, mesh=mesh, in_specs=(seed, every, every), out_specs=seed, check_vma=False)
+        block = jax.shard_map(block, mesh=mesh, in_specs=(seed, every, seed), out_specs=seed, check_vma=False)
     arrays, tally, report = block(arrays, rest_arrays, draws)
     return eqx.combine(arrays, static), tally, report
 
@@ -199,9 +201,10 @@ class PureEngine:
 
     def advance(self, draws: int) -> Summary:
         """Runs `draws` more draws of every seed."""
-        fixed = (*self.rest, np.asarray(draws, np.int32), self.mesh)
-        self.own, tally, report = _run_chunk(fixed, self.own)
-        n = len(self.seeds)
+        n, padded = len(self.seeds), self.own.update.shape[0]
+        # nothing for what fills up the last device, so that a last seed alone has every core
+        each = np.where(np.arange(padded) < n, draws, 0).astype(np.int32)
+        self.own, tally, report = _run_chunk((*self.rest, each, self.mesh), self.own)
         means = {k: np.asarray(v)[:n] / draws for k, v in tally.total.items()}
         means |= {k: np.asarray(v)[:n] for k, v in report.items()}
         return Summary(means, {k: np.asarray(v)[:n] for k, v in tally.first_bad.items()}, int(self.own.update[0]))

@@ -112,12 +112,21 @@ def test_a_truncated_episode_bootstraps_and_a_terminated_one_does_not(setting):
 # --- 3. gradient isolation
 
 
-def looped(body, init, xs=None, length=None, reverse=False, unroll=1):
-    """`jax.lax.scan` as a loop in Python, so that what its body does can be seen from outside."""
+def looped(body, init, xs=None, length=None, reverse=False, unroll=1, *, owner_of, own):
+    """`jax.lax.scan` as a loop in Python, so that what its body does can be seen from outside.
+
+    A row of stacked networks belongs to whom the stack belongs.
+    """
     rows = range(jax.tree.leaves(xs)[0].shape[0] if length is None else length)
+
+    def row(x, i):
+        part = x[i]
+        own(owner_of(x), part)
+        return part
+
     carry, out = init, {}
     for i in reversed(rows) if reverse else rows:
-        carry, out[i] = body(carry, jax.tree.map(lambda x, i=i: x[i], xs))
+        carry, out[i] = body(carry, jax.tree.map(partial(row, i=i), xs))
     return carry, jax.tree.map(lambda *parts: jnp.stack(parts), *(out[i] for i in rows))
 
 
@@ -144,17 +153,22 @@ def look_into(setting, monkeypatch) -> dict[tuple[str, str], dict]:
     learner = setting.make(epochs=1, inner_steps=1, value_epochs=1)
     owner, kept, found = {}, [], {}
 
+    def owner_of(leaf):
+        return owner.get(id(leaf))
+
     def own(name, network):
+        if name is None:
+            return
         leaves = jax.tree.leaves(trainable(network))
         kept.extend(leaves)  # alive, so that no other array gets the same identity
         owner.update({id(leaf): name for leaf in leaves})
 
-    def recorded(original, optimizer, loss, network, opt_state, *args):
-        names = {owner.get(id(leaf)) for leaf in jax.tree.leaves(trainable(network))}
-        after = original(optimizer, loss, network, opt_state, *args)
+    def recorded(original, rule, loss, network, other, *args):
+        names = {owner_of(leaf) for leaf in jax.tree.leaves(trainable(network))}
+        after = original(rule, loss, network, other, *args)
         if names == {None}:  # a rehearsal that asks only for shapes
             return after
-        assert len(names) == 1, f"{loss.__name__} descends on a mixture of {names}"
+        assert len(names) == 1, f"{loss.__name__} steps on a mixture of {names}"
         name = names.pop()
         own(name, after[0])
         if (name, loss.__name__) not in found:
@@ -167,9 +181,10 @@ def look_into(setting, monkeypatch) -> dict[tuple[str, str], dict]:
         return after
 
     for module in {sys.modules[cls.__module__] for cls in setting.cls.__mro__}:
-        if hasattr(module, "descend"):
-            monkeypatch.setattr(module, "descend", partial(recorded, module.descend))
-    monkeypatch.setattr(jax.lax, "scan", looped)
+        for step in ("descend", "trust_region_step"):
+            if hasattr(module, step):
+                monkeypatch.setattr(module, step, partial(recorded, getattr(module, step)))
+    monkeypatch.setattr(jax.lax, "scan", partial(looped, owner_of=owner_of, own=own))
     monkeypatch.setattr(jax.lax, "cond", lambda condition, yes, no, *args: yes(*args))  # so that nothing is delayed
 
     @eqx.filter_jit

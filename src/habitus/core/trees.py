@@ -75,8 +75,8 @@ def descend(
 ) -> tuple[T, optax.OptState, Metrics]:
     """One gradient step of `loss(network, *args) -> (loss, metrics)` on `network` alone.
 
-    The only place where habitus differentiates for a learner: the gradient flows into the first
-    argument and into nothing else.
+    With `habitus.nets.trust_region.trust_region_step`, the only place where habitus differentiates for a
+    learner: the gradient flows into the first argument and into nothing else.
     """
     grads, metrics = eqx.filter_grad(loss, has_aux=True)(network, *args)
     updates, opt_state = optimizer.update(grads, opt_state, eqx.filter(network, eqx.is_inexact_array))

@@ -14,7 +14,7 @@ from gymnasium import spaces
 
 from habitus.core.errors import ConfigError, DataError, MissingExtra, UnknownName
 from habitus.data.canonical import LazyColumn
-from habitus.data.dataset import COLUMNS
+from habitus.data.dataset import COLUMNS, Dataset
 from habitus.data.formats import npz
 from habitus.data.io import load, save
 from habitus.data.source import DatasetSource
@@ -311,3 +311,30 @@ def test_hdf5_is_an_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without_h5py)
     with pytest.raises(MissingExtra, match=r'pip install "habitus\[hdf5\]"'):
         load(path)
+
+
+@pytest.mark.parametrize("name", ["costs.npz", "costs.hdf5", "costs-v0"])
+def test_costs_go_with_a_log(name, tmp_path):
+    plain = log()
+    cost = np.random.default_rng(0).random((len(plain), 2)).astype(np.float32)
+    data = dataclasses.replace(plain, cost=cost, meta=dict(plain.meta) | {"costs": ["heat", "noise"]})
+    found = load(save(data, tmp_path / name))
+    np.testing.assert_array_equal(found.cost, cost)
+    assert found.costs == found.spec.costs == ("heat", "noise")
+    np.testing.assert_array_equal(found.transitions(slice(2, 5)).cost, cost[2:5])
+    assert plain.transitions(slice(2)).cost is None and plain.costs == ()
+    both = Dataset.concat([found, found.subset(episodes=[0])])
+    assert len(both.cost) == len(both)
+    with pytest.raises(DataError, match="costs"):
+        Dataset.concat([found, plain])
+
+
+def test_costs_that_do_not_fit_are_refused():
+    columns = {name: np.asarray(column) for name, column in log().columns.items()}
+    single = Dataset.from_arrays(**columns, cost=columns["terminated"])
+    assert single.cost.shape == (len(single), 1) and single.costs == ("cost",)
+    for cost, said in ((np.zeros((3, 1)), "3 rows"), (np.zeros((15, 1, 1)), "expected real numbers")):
+        with pytest.raises(DataError, match=f"cost.*{said}"):
+            Dataset.from_arrays(**columns, cost=cost)
+    with pytest.raises(DataError, match="cost holds NaN"):
+        Dataset.from_arrays(**columns, cost=np.full(15, np.nan))

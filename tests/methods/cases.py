@@ -63,7 +63,7 @@ def batch_for(spec, rows=32, seed=0, terminated=0.25):
 
 def log_of(batch, spec):
     """The same transitions as a log, one episode each."""
-    columns = {name: np.asarray(column) for name, column in vars(batch).items()}
+    columns = {name: np.asarray(column) for name, column in batch.columns.items()}
     columns["truncated"] = ~columns["terminated"]
     return Dataset.from_arrays(
         **columns, observation_space=spec.observation_space, action_space=spec.action_space, validate=False

@@ -24,6 +24,7 @@ class Step(eqx.Module):
 
     `obs` is the true successor, also when the episode ends here: resetting is the collector's work.
     `terminated` says that the future is worth nothing; `truncated` that only the recording stopped.
+    `info` may hold "success", and for a world with costs "cost", [costs].
     """
 
     obs: Obs
@@ -37,7 +38,8 @@ class Transition(eqx.Module):
     """One decision and its consequence; with leading axes, a batch or a roll-out of them.
 
     `next_obs` is always the true successor of `obs`, never the first observation of the next
-    episode, so a value learner bootstraps from it unless `terminated`.
+    episode, so a value learner bootstraps from it unless `terminated`. `cost` is there if the world
+    or the log reports costs: what must be kept low whatever the reward.
     """
 
     obs: Obs
@@ -46,6 +48,12 @@ class Transition(eqx.Module):
     terminated: Bool[Column, "*batch"]
     truncated: Bool[Column, "*batch"]
     next_obs: Obs
+    cost: Float[Column, "*batch costs"] | None = None
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The fields by name, without the cost where there is none."""
+        return {name: column for name, column in vars(self).items() if column is not None}
 
     @property
     def done(self) -> Bool[Array, "*batch"]:

@@ -59,6 +59,11 @@ class Env(eqx.Module):
         """The longest episode in steps, or None."""
         return None
 
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """Names of the costs in `Step.info["cost"]`, in order; none for most worlds."""
+        return ()
+
     @abc.abstractmethod
     def reset(self, key: PRNGKeyArray) -> tuple[EnvState, Obs]:
         """A first state and its observation."""
@@ -70,7 +75,7 @@ class Env(eqx.Module):
     @property
     def spec(self) -> Spec:
         """The contract that learners are given."""
-        return Spec(self.observation_space, self.action_space, self.horizon)
+        return Spec(self.observation_space, self.action_space, self.horizon, costs=self.costs)
 
 
 class HostEnv(abc.ABC):
@@ -81,6 +86,7 @@ class HostEnv(abc.ABC):
 
     Attributes:
         num_envs: number of copies.
+        costs: as of an `Env`.
     """
 
     pure: ClassVar[bool] = False
@@ -88,6 +94,7 @@ class HostEnv(abc.ABC):
     observation_space: gymnasium.Space
     action_space: gymnasium.Space
     horizon: int | None = None
+    costs: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def reset(self, seed: int) -> Obs:
@@ -103,7 +110,7 @@ class HostEnv(abc.ABC):
     @property
     def spec(self) -> Spec:
         """The contract that learners are given."""
-        return Spec(self.observation_space, self.action_space, self.horizon)
+        return Spec(self.observation_space, self.action_space, self.horizon, costs=self.costs)
 
 
 class Source(eqx.Module):

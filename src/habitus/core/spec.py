@@ -27,7 +27,7 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Array, Float
 
-from habitus.core.errors import SpaceMismatch
+from habitus.core.errors import ConfigError, SpaceMismatch
 
 
 def _is_image(space: spaces.Space) -> bool:
@@ -92,6 +92,7 @@ class Spec:
         dataset: the log that takes part, in canonical form, or None.
         updates: how many updates are planned, for learners with a schedule, or None.
         acts: whether experience comes from the learner's own actions, wholly or in part.
+        costs: names of the costs that come with the transitions, in order.
 
     Raises:
         SpaceMismatch: if a space has no canonical form.
@@ -103,6 +104,7 @@ class Spec:
     dataset: Any = None
     updates: int | None = None
     acts: bool = False
+    costs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, space in self.leaves:
@@ -254,6 +256,14 @@ class Spec:
         wanted = {"discrete": "Discrete", "bounded": "a bounded Box", "continuous": "Box"}[kind]
         if not getattr(self, kind):
             raise SpaceMismatch(f"{by} needs {wanted} actions, but the action space is {self.action_space}.")
+
+    def require_costs(self, by: str = "this method") -> None:
+        """Raises `ConfigError` unless transitions come with costs."""
+        if not self.costs:
+            raise ConfigError(
+                f"{by} keeps costs below a limit, but the world or log reports none: give a world whose "
+                'Step.info["cost"] holds them, or a log with a cost column.'
+            )
 
     def check_obs(self, obs: Any) -> None:
         """Raises `SpaceMismatch` unless `obs` has the parts and shapes of one observation."""

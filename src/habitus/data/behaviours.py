@@ -31,6 +31,36 @@ class SwingUp(Policy):
         return jnp.clip(jnp.where(cos > 0.8, hold, pump), -2.0, 2.0)[None], carry
 
 
+class Dosing(Policy):
+    """Doses for `ICU5`: in proportion to severity, of vasopressor also to the lack of pressure."""
+
+    fluid: float = 0.2
+    """dose per severity"""
+    vasopressor: float = 0.2
+    """dose per severity"""
+    pressure: float = 0.0
+    """of vasopressor, per pressure that is missing"""
+    noise: float = 0.0
+    """standard deviation of the Gaussian added to both"""
+
+    @classmethod
+    def clinician(cls) -> Dosing:
+        """Looks at severity alone, and gives both."""
+        return cls(noise=0.1)
+
+    @classmethod
+    def careful(cls) -> Dosing:
+        """No fluid, and vasopressor by severity and pressure: better and safer than the clinician."""
+        return cls(fluid=0.0, vasopressor=0.25, pressure=0.25)
+
+    def __call__(
+        self, obs: Float[Array, "6"], carry: tuple[()], key: PRNGKeyArray
+    ) -> tuple[Float[Array, "2"], tuple[()]]:
+        pressure, severity = obs[0], obs[4]
+        doses = jnp.stack([self.fluid * severity, self.vasopressor * severity - self.pressure * pressure])
+        return jnp.clip(doses + self.noise * jax.random.normal(key, (2,)), 0.0, 1.0), carry
+
+
 class FollowWay(Policy):
     """Drives to the centre of the next cell on the shortest way, and in the last cell to the goal."""
 

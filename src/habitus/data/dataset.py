@@ -43,6 +43,7 @@ class Dataset:
         action_space: of one action.
         meta: what is known of the origin, as plain data: `task`, `split`, `seed`, `maker`,
             `horizon`, `random_return`, `expert_return`, and whatever else the file said.
+        cost: float32 [rows, costs], what must be kept low whatever the reward, or None.
 
     Raises:
         DataError: if a column does not have the shape or type that its space or its length demands.
@@ -58,6 +59,7 @@ class Dataset:
     observation_space: spaces.Space
     action_space: spaces.Space
     meta: dict[str, Any] = dataclasses.field(default_factory=dict)
+    cost: Any = None
 
     def __post_init__(self) -> None:
         found = structure(self.columns | {"starts": self.starts}, self.observation_space, self.action_space)
@@ -73,6 +75,7 @@ class Dataset:
         truncated: Any = None,
         next_obs: Any = None,
         *,
+        cost: Any = None,
         starts: Any = None,
         observation_space: spaces.Space | None = None,
         action_space: spaces.Space | None = None,
@@ -81,6 +84,7 @@ class Dataset:
     ) -> Dataset:
         """A data set from columns of equal length; what is left out is inferred.
 
+        Costs: [rows, costs], or [rows] for a single one; `meta["costs"]` may hold their names.
         Spaces: see `infer.observation_space_of` and `infer.action_space_of`.
         Episodes: end where `terminated` or `truncated` says so, or before each of `starts`. If
         neither `truncated` nor `starts` is given but `next_obs` is, an episode also ends where the
@@ -101,6 +105,8 @@ class Dataset:
         columns["reward"] = reward.astype(np.float32, copy=False) if reward.dtype.kind in "iuf" else reward
         columns["terminated"] = infer.flags(terminated)
         columns["truncated"] = np.zeros_like(columns["terminated"]) if truncated is None else infer.flags(truncated)
+        if cost is not None:
+            columns["cost"] = infer.costs(cost)
         bounds = np.zeros(1, np.int64) if starts is None else np.asarray(starts)
         observation_space = observation_space or infer.observation_space_of(obs)
         action_space = action_space or infer.action_space_of(action)
@@ -126,8 +132,17 @@ class Dataset:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """The six columns by name."""
-        return {name: getattr(self, name) for name in COLUMNS}
+        """The six columns by name, and `cost` if there is one."""
+        return {name: getattr(self, name) for name in COLUMNS} | ({} if self.cost is None else {"cost": self.cost})
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """Names of the costs, in order: those of `meta["costs"]`, or plain ones; none without costs."""
+        count = 0 if self.cost is None else self.cost.shape[1]
+        named = self.meta.get("costs", ())
+        if isinstance(named, (list, tuple)) and len(named) == count:
+            return tuple(map(str, named))
+        return ("cost",) if count == 1 else tuple(f"cost {i}" for i in range(count))
 
     @property
     def name(self) -> str:
@@ -196,7 +211,8 @@ class Dataset:
     @property
     def spec(self) -> Spec:
         """The contract that learners are given: the user's spaces, and this log in canonical form."""
-        return Spec(self.observation_space, self.action_space, self.meta.get("horizon"), self.canonical())
+        horizon = self.meta.get("horizon")
+        return Spec(self.observation_space, self.action_space, horizon, self.canonical(), costs=self.costs)
 
     def canonical(self) -> Dataset:
         """The same log in canonical form (see `habitus.core.spec`); columns on disk are converted as they are read."""
@@ -258,6 +274,7 @@ class Dataset:
 
         Raises:
             SpaceMismatch: if their spaces differ.
+            DataError: if some have other costs than others.
         """
         if not parts:
             raise ConfigError("concat needs at least one data set.")
@@ -266,11 +283,13 @@ class Dataset:
             Spec(first.observation_space, first.action_space).check_same(
                 Spec(part.observation_space, part.action_space), part.name
             )
+            if part.costs != first.costs:
+                raise DataError(f"{part.name} has the costs {part.costs}, the log before it {first.costs}; align them.")
         offsets = np.cumsum([0, *map(len, parts[:-1])])
         shared = {k: v for k, v in first.meta.items() if all(k in p.meta and p.meta[k] == v for p in parts)}
         columns = {
             name: jax.tree.map(lambda *xs: np.concatenate([x[:] for x in xs]), *(getattr(p, name) for p in parts))
-            for name in COLUMNS
+            for name in first.columns
         }
         starts = np.concatenate([part.starts + offset for part, offset in zip(parts, offsets, strict=True)])
         meta = shared if meta is None else meta

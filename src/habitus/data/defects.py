@@ -73,7 +73,17 @@ def structure(columns: Mapping[str, Any], observation_space: spaces.Space, actio
     for name in SCALARS:
         if len(columns[name]) != rows:
             defects.append(_wrong_length(name, len(columns[name]), rows))
+    if "cost" in columns:
+        defects += _cost_column(columns["cost"], rows)
     return defects + _starts_column(columns["starts"], rows)
+
+
+def _cost_column(column: Any, rows: int) -> list[Defect]:
+    shape = np.shape(column)
+    if len(shape) != 2 or shape[1] == 0 or column.dtype.kind != "f":
+        what = f"is {column.dtype}{list(shape)}, expected real numbers [rows, costs]"
+        return [Defect("cost", what, "give one number a row for each cost")]
+    return [] if len(column) == rows else [_wrong_length("cost", len(column), rows)]
 
 
 def _scalar_column(name: str, column: Any) -> list[Defect]:

@@ -97,6 +97,14 @@ def flags(column: Any) -> np.ndarray:
     return column.astype(bool) if zero_one else column
 
 
+def costs(column: Any) -> np.ndarray:
+    """Costs as float32 [rows, costs] where they are numbers; a single one may come as [rows]."""
+    column = np.asanyarray(column)
+    if column.dtype.kind in "iufb":
+        column = column.astype(np.float32, copy=False)
+    return column[:, None] if column.ndim == 1 else column
+
+
 def starts_of(done: Bool[np.ndarray, "rows"]) -> Int[np.ndarray, "episodes"]:
     """The first row of each episode, given where episodes end."""
     return np.concatenate([[0], np.flatnonzero(done[:-1]) + 1]).astype(np.int64)

@@ -144,7 +144,7 @@ def _make(task: str, split: str, seed: int, size: int) -> Dataset:
     episodes = max(1, round(size / horizon))
     rolled = _roll_out(task, _qualities(TASKS[task], split, episodes), jax.random.key(seed))
     returns = np.asarray(rolled.reward, np.float64).sum(1)
-    columns: dict[str, Any] = {name: np.asarray(x).reshape(-1, *x.shape[2:]) for name, x in vars(rolled).items()}
+    columns: dict[str, Any] = {name: np.asarray(x).reshape(-1, *x.shape[2:]) for name, x in rolled.columns.items()}
     random, expert = references(task)
     meta = {
         "task": task,
@@ -204,7 +204,7 @@ def _episodes(
             act_key, step_key = jax.random.split(key)
             action, _ = policy(obs, policy.init(), act_key)
             state, step = world.step(state, action, step_key)
-            row = Transition(obs, action, step.reward, step.terminated, step.truncated, step.obs)
+            row = Transition(obs, action, step.reward, step.terminated, step.truncated, step.obs, step.info.get("cost"))
             return (state, step.obs), row
 
         return jax.lax.scan(advance, world.reset(keys[0]), keys[1:])[1]

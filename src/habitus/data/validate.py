@@ -57,9 +57,11 @@ def _values(dataset: Dataset) -> list[Defect]:
         of = dict(_leaf_spaces(name, space))
         for field, column in column_leaves(name, getattr(dataset, name)):
             found += _column_values(field, column, of[field])
-    rows = _scan(dataset.reward, lambda chunk: ~np.isfinite(chunk))
-    if len(rows):
-        found.append(Defect.at("reward", rows, "holds NaN or Inf", "remove the episodes of these rows"))
+    for name in ("reward", "cost"):
+        if (column := getattr(dataset, name)) is not None:
+            rows = _scan(column, lambda chunk: _any(~np.isfinite(chunk)))
+            if len(rows):
+                found.append(Defect.at(name, rows, "holds NaN or Inf", "remove the episodes of these rows"))
     return found
 
 

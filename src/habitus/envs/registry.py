@@ -20,6 +20,7 @@ from habitus.envs.worlds.bit_flip import BitFlip
 from habitus.envs.worlds.cartpole import CartPole
 from habitus.envs.worlds.cartpole_swingup import CartPoleSwingUp
 from habitus.envs.worlds.four_rooms import FourRooms
+from habitus.envs.worlds.icu5 import ICU5
 from habitus.envs.worlds.keydoor import KeyDoor
 from habitus.envs.worlds.mountaincar_continuous import MountainCarContinuous
 from habitus.envs.worlds.pendulum import Pendulum
@@ -37,6 +38,7 @@ BUILT_IN: dict[str, tuple[type[Env], int | str]] = {
     "four-rooms": (FourRooms, "limit"),
     "bit-flip": (BitFlip, "bits"),
     "keydoor": (KeyDoor, "limit"),
+    "icu5": (ICU5, 20),
 }
 
 World = str | Env | HostEnv | gymnasium.Env | Callable[[], gymnasium.Env]

@@ -34,6 +34,10 @@ class Wrapper(Env):
     def horizon(self) -> int | None:
         return self.env.horizon
 
+    @property
+    def costs(self) -> tuple[str, ...]:
+        return self.env.costs
+
     def reset(self, key: PRNGKeyArray) -> tuple[EnvState, Obs]:
         return self.env.reset(key)
 

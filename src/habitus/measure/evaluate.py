@@ -23,10 +23,12 @@ class Evaluation:
     """The episodes of one policy, or of several that differ by their training seed.
 
     Attributes:
-        episodes: one entry a policy: returns, lengths, success, and the seed of every episode.
+        episodes: one entry a policy: returns, lengths, success, the seed and the costs of every episode.
+        costs: names of the world's costs, in order.
     """
 
     episodes: tuple[Episodes, ...]
+    costs: tuple[str, ...] = ()
 
     @property
     def returns(self) -> np.ndarray:
@@ -64,6 +66,20 @@ class Evaluation:
             return None
         return bootstrap_ci(won.mean(1) if len(self.episodes) > 1 else won[0].astype(float), mean, level=level)
 
+    def cost_rates(self, level: float = 0.95) -> dict[str, Interval]:
+        """Each cost of the world: its mean per step, with its bootstrap interval.
+
+        The repetitions are the policies, or the episodes of a single one, each of which counts alike.
+        """
+        spent = [e.costs for e in self.episodes if e.costs is not None]
+        if len(spent) < len(self.episodes):
+            return {}
+        if len(spent) > 1:
+            rates = np.stack([c.sum(0) / e.lengths.sum() for c, e in zip(spent, self.episodes, strict=True)])
+        else:
+            rates = spent[0] / self.lengths[0][:, None]
+        return {name: bootstrap_ci(rates[:, i], mean, level=level) for i, name in enumerate(self.costs)}
+
     def rows(self) -> list[tuple[str, str]]:
         """The figures, as (name, text)."""
         unit = (
@@ -79,7 +95,8 @@ class Evaluation:
             ("length, mean", f"{self.lengths.mean():.4g}"),
         ]
         rate = self.success_rate()
-        return out if rate is None else [*out, ("success", str(rate))]
+        out += [] if rate is None else [("success", str(rate))]
+        return out + [(f"cost per step, {name}", str(found)) for name, found in self.cost_rates().items()]
 
     def __str__(self) -> str:
         return "\n".join(f"{name:<28}{value}" for name, value in self.rows())
@@ -117,4 +134,4 @@ def evaluate(
     for one in policies:
         if isinstance(one, Deployed):
             one.spec.check_same(world.spec)
-    return Evaluation(tuple(run_episodes(one, world, episodes, seed) for one in policies))
+    return Evaluation(tuple(run_episodes(one, world, episodes, seed) for one in policies), world.costs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,13 @@ def empty_transitions(spec: Spec, size: int) -> Transition:
         terminated=jnp.zeros(size, bool),
         truncated=jnp.zeros(size, bool),
         next_obs=jnp.copy(obs),
+        cost=jnp.zeros((size, len(spec.costs))) if spec.costs else None,
     )
+
+
+def stored(rows: Transition, data: Transition) -> Transition:
+    """The rows without their costs where a buffer has no room for them."""
+    return rows if data.cost is not None or rows.cost is None else dataclasses.replace(rows, cost=None)
 
 
 class Buffer(eqx.Module):
@@ -43,7 +51,7 @@ class Buffer(eqx.Module):
 
     def add(self, rows: Transition) -> Buffer:
         """Overwrites the oldest rows. The number of rows must divide the capacity."""
-        n = rows.reward.shape[0]
+        rows, n = stored(rows, self.data), rows.size
 
         def write(store: Array, new: Array) -> Array:
             return jax.lax.dynamic_update_slice_in_dim(store, new.astype(store.dtype), self.position, 0)

@@ -18,22 +18,40 @@ from habitus.train.host import Actor
 
 
 class EpisodeTally(eqx.Module):
-    """Running return and length of each copy, and sums over the episodes finished since the last report."""
+    """Running return and length of each copy, and sums over the episodes finished since the last report.
+
+    `total_cost` and `steps` are over all steps since then, where the world reports costs.
+    """
 
     ret: Float[Array, "envs"]
     length: Int[Array, "envs"]
     total_return: Float[Array, ""]
     total_length: Float[Array, ""]
     finished: Float[Array, ""]
+    total_cost: Float[Array, "costs"] | None
+    steps: Float[Array, ""] | None
+    costs: tuple[str, ...] = eqx.field(static=True, default=())
 
     @classmethod
-    def start(cls, num_envs: int) -> EpisodeTally:
+    def start(cls, num_envs: int, costs: tuple[str, ...] = ()) -> EpisodeTally:
         """Nothing finished yet."""
         zero = jnp.zeros(())
-        return cls(jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32), zero, zero, zero)
+        spent = (jnp.zeros(len(costs)), zero) if costs else (None, None)
+        return cls(jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32), zero, zero, zero, *spent, costs)
 
-    def add(self, reward: Float[Array, "time envs"], done: Bool[Array, "time envs"]) -> EpisodeTally:
+    def add(
+        self,
+        reward: Float[Array, "time envs"],
+        done: Bool[Array, "time envs"],
+        cost: Float[Array, "time envs costs"] | None = None,
+    ) -> EpisodeTally:
         """The tally after a block of steps."""
+        if self.total_cost is not None and self.steps is not None and cost is not None:
+            spent = self.total_cost + cost.sum((0, 1)), self.steps + reward.size
+            return eqx.tree_at(lambda t: (t.total_cost, t.steps), self._add(reward, done), spent)
+        return self._add(reward, done)
+
+    def _add(self, reward: Float[Array, "time envs"], done: Bool[Array, "time envs"]) -> EpisodeTally:
 
         def one(tally: EpisodeTally, row: tuple[Array, Array]) -> tuple[EpisodeTally, None]:
             r, d = row
@@ -44,12 +62,18 @@ class EpisodeTally(eqx.Module):
                 tally.total_return + jnp.where(d, ret, 0.0).sum(),
                 tally.total_length + jnp.where(d, length, 0).sum(),
                 tally.finished + d.sum(),
+                self.total_cost,
+                self.steps,
+                self.costs,
             ), None
 
         return jax.lax.scan(one, self, (reward, done))[0]
 
     def report(self) -> tuple[EpisodeTally, Metrics]:
-        """Mean return and length of the episodes finished since the last report, then a fresh count."""
+        """Mean return and length of the episodes finished since the last report, and each mean cost of a step.
+
+        The count then starts anew.
+        """
         zero = jnp.zeros(())
         n = jnp.maximum(self.finished, 1.0)
         metrics = {
@@ -57,8 +81,16 @@ class EpisodeTally(eqx.Module):
             "episode/length": jnp.where(self.finished > 0, self.total_length / n, jnp.nan),
             "episode/finished": self.finished,
         }
-        fresh = EpisodeTally(self.ret, self.length, zero, zero, zero)
+        if self.total_cost is not None and self.steps is not None:
+            metrics |= cost_metrics(self.costs, self.total_cost / jnp.maximum(self.steps, 1.0))
+        spent = (jnp.zeros(len(self.costs)), zero) if self.costs else (None, None)
+        fresh = EpisodeTally(self.ret, self.length, zero, zero, zero, *spent, self.costs)
         return fresh, metrics
+
+
+def cost_metrics(costs: tuple[str, ...], means: Any) -> Metrics:
+    """Mean costs of a step [costs] as metrics."""
+    return {f"cost/{name}": jnp.asarray(means[i]) for i, name in enumerate(costs)}
 
 
 class Collection(eqx.Module):
@@ -74,7 +106,7 @@ def start(env: Env, num_envs: int, explorer: Policy, key: PRNGKeyArray) -> Colle
     """`num_envs` fresh episodes."""
     env_state, obs = jax.vmap(env.reset)(jax.random.split(key, num_envs))
     carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_envs, *jnp.shape(x))), explorer.init())
-    return Collection(env_state, obs, carry, EpisodeTally.start(num_envs))
+    return Collection(env_state, obs, carry, EpisodeTally.start(num_envs, env.costs))
 
 
 def collect(
@@ -90,12 +122,13 @@ def collect(
         env_state, step, first = jax.vmap(lambda s, a, k: step_and_reset(env, s, a, k))(env_state, action, keys[1])
         done = step.terminated | step.truncated
         carry = jax.vmap(lambda d, c: jax.tree.map(lambda new, old: jnp.where(d, new, old), fresh, c))(done, carry)
-        row = Transition(obs, action, step.reward, step.terminated, step.truncated, step.obs)
+        cost = step.info["cost"] if env.costs else None
+        row = Transition(obs, action, step.reward, step.terminated, step.truncated, step.obs, cost)
         return (env_state, first, carry), row
 
     keys = jax.random.split(key, (length, 2, num_envs))
     at, rollout = jax.lax.scan(one, (state.env_state, state.obs, state.carry), keys)
-    return Collection(*at, state.tally.add(rollout.reward, rollout.done)), rollout
+    return Collection(*at, state.tally.add(rollout.reward, rollout.done, rollout.cost)), rollout
 
 
 class HostCollector:
@@ -115,6 +148,7 @@ class HostCollector:
         self.pending: np.ndarray | None = None
         self.returns, self.lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, int)
         self.finished: list[tuple[float, int]] = []
+        self.spent, self.steps = np.zeros(len(env.costs)), 0
         self.success: np.ndarray | None = None  # what the last step said of it, if anything
 
     def plan(self, explorer: Actor) -> None:
@@ -132,6 +166,9 @@ class HostCollector:
         done = step.terminated | step.truncated
         self.returns += step.reward
         self.lengths += 1
+        cost = step.info["cost"] if self.env.costs else None
+        if cost is not None:
+            self.spent, self.steps = self.spent + cost.sum(0), self.steps + len(cost)
         if done.any():
             self.finished += list(zip(self.returns[done].tolist(), self.lengths[done].tolist(), strict=True))
             self.returns[done], self.lengths[done] = 0.0, 0
@@ -139,29 +176,31 @@ class HostCollector:
                 self.carry = jax.tree.map(
                     lambda new, old: np.where(done.reshape(-1, *[1] * (new.ndim - 1)), new, old), self.fresh, self.carry
                 )
-        return Transition(obs, action, step.reward, step.terminated, step.truncated, step.obs)
+        return Transition(obs, action, step.reward, step.terminated, step.truncated, step.obs, cost)
 
     def report(self) -> Metrics:
         """As `EpisodeTally.report`."""
         n = len(self.finished)
         returns, lengths = zip(*self.finished, strict=True) if n else ([np.nan], [np.nan])
-        self.finished = []
+        means = self.spent / max(self.steps, 1)
+        self.finished, self.spent, self.steps = [], np.zeros_like(self.spent), 0
         return {
             "episode/return": jnp.asarray(np.mean(returns)),
             "episode/length": jnp.asarray(np.mean(lengths)),
             "episode/finished": jnp.asarray(float(n)),
-        }
+        } | cost_metrics(self.env.costs, means)
 
 
 class Episodes(NamedTuple):
     """Whole episodes: undiscounted and discounted returns, lengths in steps, success where the world
-    reports it, and the seed that repeats each of them."""
+    reports it, the seed that repeats each of them, and sums of costs [episodes, costs] where it reports those."""
 
     returns: np.ndarray
     discounted: np.ndarray
     lengths: np.ndarray
     success: np.ndarray | None
     seeds: np.ndarray
+    costs: np.ndarray | None = None
 
 
 def run_episodes(policy: Policy, env: Env | HostEnv, episodes: int, seed: int = 0, discount: float = 1.0) -> Episodes:
@@ -174,13 +213,14 @@ def run_episodes(policy: Policy, env: Env | HostEnv, episodes: int, seed: int = 
     if isinstance(env, HostEnv):
         return _host_episodes(policy, env, episodes, seed, discount)
     seeds = np.arange(seed, seed + episodes, dtype=np.uint32)
-    *figures, success, known = _pure_episodes(policy, env, seeds, jnp.float32(discount))
+    *figures, success, known, spent = _pure_episodes(policy, env, seeds, jnp.float32(discount))
     returns, discounted, lengths = map(np.asarray, figures)
-    return Episodes(returns, discounted, lengths, np.asarray(success) if known else None, seeds)
+    costs = np.asarray(spent) if env.costs else None
+    return Episodes(returns, discounted, lengths, np.asarray(success) if known else None, seeds, costs)
 
 
 @eqx.filter_jit
-def _pure_episodes(policy: Policy, env: Env, seeds: Any, discount: Array) -> tuple[Array, Array, Array, Array, bool]:
+def _pure_episodes(policy: Policy, env: Env, seeds: Any, discount: Array) -> tuple[Any, ...]:
     n = seeds.shape[0]
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
     env_state, obs = jax.vmap(env.reset)(keys)
@@ -195,20 +235,33 @@ def _pure_episodes(policy: Policy, env: Env, seeds: Any, discount: Array) -> tup
     known = "success" in jax.eval_shape(advance, env_state, obs, carry, jnp.uint32(0))[1].info
 
     def one(at: tuple[Any, ...]) -> tuple[Any, ...]:
-        env_state, obs, carry, over, ret, discounted, length, success, tick = at
+        env_state, obs, carry, over, ret, discounted, length, success, spent, tick = at
         env_state, step, carry = advance(env_state, obs, carry, tick)
         reward = jnp.where(over, 0.0, step.reward)
         discounted = discounted + discount**length * reward
         length = length + jnp.where(over, 0, 1)
         if known:
             success = success | (~over & step.info["success"].astype(bool))
+        if env.costs:
+            spent = spent + jnp.where(over[:, None], 0.0, step.info["cost"])
         over = over | step.terminated | step.truncated
-        return env_state, step.obs, carry, over, ret + reward, discounted, length, success, tick + 1
+        return env_state, step.obs, carry, over, ret + reward, discounted, length, success, spent, tick + 1
 
     no, zero = jnp.zeros(n, bool), jnp.zeros(n)
-    first = (env_state, obs, carry, no, zero, zero, jnp.zeros(n, jnp.int32), no, jnp.uint32(1))
+    first = (
+        env_state,
+        obs,
+        carry,
+        no,
+        zero,
+        zero,
+        jnp.zeros(n, jnp.int32),
+        no,
+        jnp.zeros((n, len(env.costs))),
+        jnp.uint32(1),
+    )
     end = jax.lax.while_loop(lambda at: ~at[3].all(), one, first)
-    return end[4], end[5], end[6], end[7], known
+    return end[4], end[5], end[6], end[7], known, end[8]
 
 
 def _host_episodes(policy: Policy, env: HostEnv, episodes: int, seed: int, discount: float) -> Episodes:
@@ -218,16 +271,20 @@ def _host_episodes(policy: Policy, env: HostEnv, episodes: int, seed: int, disco
         collector = HostCollector(env, actor, start_seed)
         over, won, known = np.zeros(env.num_envs, bool), np.zeros(env.num_envs, bool), True
         returns, discounted, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs), np.zeros(env.num_envs, int)
+        spent = np.zeros((env.num_envs, len(env.costs)))
         while not over.all():
             step = collector.step(actor)
             reward = np.where(over, 0.0, step.reward)
             returns += reward
             discounted += discount**lengths * reward
             lengths += ~over
+            if step.cost is not None:
+                spent += np.where(over[:, None], 0.0, step.cost)
             known &= collector.success is not None
             won |= ~over & (collector.success if collector.success is not None else False)
             over |= step.terminated | step.truncated
         seeds = np.full(env.num_envs, start_seed)
-        parts.append(Episodes(returns, discounted, lengths, won if known else None, seeds))
+        costs = spent if env.costs else None
+        parts.append(Episodes(returns, discounted, lengths, won if known else None, seeds, costs))
     columns = [None if column[0] is None else np.concatenate(column)[:episodes] for column in zip(*parts, strict=True)]
     return Episodes(*columns)  # type: ignore[arg-type]

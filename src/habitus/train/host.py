@@ -20,7 +20,7 @@ from habitus.core.experience import Transition
 from habitus.core.protocols import Policy
 from habitus.core.spec import Spec
 from habitus.core.trees import is_array
-from habitus.train.buffer import empty_transitions
+from habitus.train.buffer import empty_transitions, stored
 
 Arrays = list[Array]
 
@@ -77,7 +77,7 @@ class HostBuffer:
 
     def add(self, rows: Transition) -> None:
         """Overwrites the oldest rows."""
-        n = rows.reward.shape[0]
+        rows, n = stored(rows, self.data), rows.size
         at = slice(self.position, self.position + n)
         for store, new in zip(jax.tree.leaves(self.data), jax.tree.leaves(rows), strict=True):
             store[at] = new

@@ -31,12 +31,13 @@ def record_log(policy: Policy, env: Env, episodes: int, seed: int = 0, meta: dic
         )
     rows = _record(policy, env, episodes, jax.random.key(seed))
     columns: dict[str, Any] = {
-        name: np.array(np.swapaxes(x, 0, 1)).reshape(-1, *x.shape[2:]) for name, x in vars(rows).items()
+        name: np.array(np.swapaxes(x, 0, 1)).reshape(-1, *x.shape[2:]) for name, x in rows.columns.items()
     }
     last = np.arange(1, episodes + 1) * env.horizon - 1
     columns["truncated"][last] |= ~columns["terminated"][last]
     spaces = {"observation_space": env.observation_space, "action_space": env.action_space}
-    return Dataset.from_arrays(**columns, **spaces, meta=meta or {}, validate=False)
+    named = {"costs": list(env.costs)} if env.costs else {}
+    return Dataset.from_arrays(**columns, **spaces, meta=named | (meta or {}), validate=False)
 
 
 @eqx.filter_jit

@@ -51,6 +51,8 @@ class Record:
             "lengths": [r.lengths.tolist() for r in results],
             "success": [None if r.success is None else r.success.tolist() for r in results],
         }
+        if all(r.costs is not None for r in results):
+            row["costs"] = [r.costs.tolist() for r in results if r.costs is not None]
         self.evaluations.append(row)
         self._write("evaluations", row, {"evaluation/return": [float(r.returns.mean()) for r in results]})
 

@@ -27,7 +27,8 @@ class Run:
         states: the learner's final state of each seed, on the host.
         history: for each metric its chunk means, float [chunks, seeds]; 'step', 'update' and 'seconds'
             (wall time) are [chunks].
-        evaluations: for each evaluation 'step', 'update', 'returns' [seeds][episodes] and 'lengths'.
+        evaluations: for each evaluation 'step', 'update', 'returns' [seeds][episodes] and 'lengths'; sums of
+            'costs' [seeds][episodes][costs] where the world reports costs.
         seconds: wall time by kind of work: compile and start, learn, evaluate, save.
         folder: where the run is kept, or None.
         interrupted: whether Ctrl-C ended it early.
@@ -84,10 +85,10 @@ def merge(parts: Sequence[Run]) -> Run:
         history[name] = np.concatenate([part.history[name][:n] for part in parts], axis=1)
     evaluations = []
     for rows in zip(*(part.evaluations[:m] for part in parts), strict=True):
-        joined: dict[str, list[Any]] = {
-            k: sum((row[k] for row in rows), []) for k in ("seeds", "returns", "lengths", "success")
+        joined: dict[str, Any] = {
+            k: rows[0][k] if k in ("step", "update") else sum((row[k] for row in rows), []) for k in rows[0]
         }
-        evaluations.append({"step": rows[0]["step"], "update": rows[0]["update"]} | joined)
+        evaluations.append(joined)
     return dataclasses.replace(
         parts[0],
         seeds=[seed for part in parts for seed in part.seeds],

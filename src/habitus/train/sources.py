@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 import equinox as eqx
@@ -198,6 +199,8 @@ class Replay(Source):
         if prefill is not None:
             self.env.env.spec.check_same(prefill.spec, "the log")
             self.prefill = prefill.canonical()
+            if prefill.costs != self.env.env.costs:
+                self.prefill = dataclasses.replace(self.prefill, cost=None)
             self.logged = jax.tree.map(jnp.asarray, self.prefill.transitions(slice(None)))
 
     def _ratio(self) -> tuple[int, int]:
@@ -221,7 +224,13 @@ class Replay(Source):
     @property
     def spec(self) -> Spec:
         own = self.env.env.spec
-        return Spec(own.observation_space, own.action_space, own.horizon, self.prefill)
+        return Spec(own.observation_space, own.action_space, own.horizon, self.prefill, costs=self.costs)
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        """The costs of the rows: those of the world, unless a log that is mixed in lacks them."""
+        own = self.env.env.costs
+        return own if self.prefill is None or self.prefill.costs == own else ()
 
     @property
     def updates_per_draw(self) -> int:

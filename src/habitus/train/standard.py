@@ -159,7 +159,7 @@ def _make_all(task: str, seed: int) -> None:
 
 def _columns(rows: Any, spec: Any, n: int) -> dict[str, Any]:
     """The first `n` canonical transitions, in the user's spaces; the last of them ends its episode."""
-    columns = {k: np.array(v[:n]) for k, v in vars(rows).items()}
+    columns = {k: np.array(v[:n]) for k, v in rows.columns.items()}
     columns["action"] = np.asarray(jax.vmap(spec.decode_action)(columns["action"]))
     columns["truncated"][-1] |= not columns["terminated"][-1]
     return columns
@@ -173,6 +173,6 @@ def _roll_out(policy: Deployed, plan: Task, seed: int) -> dict[str, Any]:
     collector = HostCollector(env, actor, seed + 1)
     rows = [collector.step(actor) for _ in range(plan.size)]
     env.close()
-    columns = {k: np.concatenate([getattr(row, k) for row in rows]) for k in vars(rows[0])}
+    columns = {k: np.concatenate([getattr(row, k) for row in rows]) for k in rows[0].columns}
     columns["truncated"][-1] |= not columns["terminated"][-1]
     return columns

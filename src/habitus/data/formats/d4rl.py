@@ -1,4 +1,4 @@
-"""D4RL's HDF5 files: one flat array a column, with `terminals` and `timeouts`."""
+"""D4RL's HDF5 files: one flat array a column, with `terminals` and `timeouts`; and DSRL's, which add `costs`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read(path: Path, *, limit: int | None = None, validate: bool = True) -> Data
         guard.require_fields(set(arrays))
         guard.require_size(sum(map(hdf5.size_of, arrays.values())), limit or guard.LIMIT)
         columns: dict[str, Any] = {name: hdf5.read_array(array) for name, array in arrays.items()}
-        columns |= {name: columns.get(name) for name in (*COLUMNS, "starts")}
+        columns |= {name: columns.get(name) for name in (*COLUMNS, "starts", "cost")}
         header: dict[str, Any] = {"meta": _references(path.stem)}
         if _HEADER in file:
             header = guard.read_header(hdf5.read_array(hdf5.child(file, _HEADER)).tobytes())
@@ -54,5 +54,5 @@ def write(dataset: Dataset, path: Path) -> None:
         raise DataError("D4RL files hold one observation array; save Dict observations as npz or Minari.")
     with guard.whole(path) as draft, hdf5.created(draft) as file:
         hdf5.write_array(file, _HEADER, np.frombuffer(guard.header_of(dataset).encode(), np.uint8))
-        for name in (*COLUMNS, "starts"):
+        for name in (*dataset.columns, "starts"):
             hdf5.write_array(file, guard.FIELDS[name], getattr(dataset, name))

@@ -32,6 +32,7 @@ FIELDS = {
     "terminated": "terminals",
     "truncated": "timeouts",
     "starts": "episode_start",
+    "cost": "costs",
 }
 REQUIRED = ("obs", "action", "reward", "terminated")
 

@@ -42,6 +42,7 @@ def read(path: Path, *, limit: int | None = None, validate: bool = True) -> Data
         if len(groups) != metadata.get("total_episodes", len(groups)) or not groups:
             raise DataError(f"it holds {len(groups)} episodes, metadata.json says {metadata.get('total_episodes')}.")
         size = sum(hdf5.size_of(hdf5.child(group, key)) for group in groups for key in group if key != "infos")
+        size += sum(hdf5.size_of(costs) for group in groups if (costs := _costs(group)) is not None)
         guard.require_size(size, limit or guard.LIMIT)
         episodes = [_read_episode(group, known) for group in groups]
     lengths = [len(episode["reward"]) for episode in episodes]
@@ -69,7 +70,21 @@ def _read_episode(group: Any, known: dict[str, spaces.Space]) -> dict[str, Any]:
         raise DataError(f"{group.name} has no steps; remove it.")
     out["obs"] = _map(lambda leaf: leaf[:-1], observations)
     out["next_obs"] = _map(lambda leaf: leaf[1:], observations)
+    if (node := _costs(group)) is not None:
+        costs = hdf5.read_array(node)
+        if costs.ndim == 0 or len(costs) not in (steps, steps + 1):
+            shape = costs.shape
+            raise DataError(
+                f"{group.name}: infos/cost has the shape {shape}, expected a row for each of {steps} steps."
+            )
+        out["cost"] = costs[len(costs) - steps :]  # resetting may have added a row in front
     return out
+
+
+def _costs(group: Any) -> Any:
+    """Where an episode keeps `info["cost"]` of its steps, or None."""
+    infos = hdf5.child(group, "infos") if "infos" in group else {}
+    return hdf5.child(infos, "cost") if "cost" in infos else None
 
 
 def _column(node: Any, space: spaces.Space | None) -> Any:
@@ -138,6 +153,9 @@ def _write_episode(group: Any, index: int, dataset: Dataset) -> None:
     group.attrs["total_steps"] = rows.stop - rows.start
     for name, field in _COLUMNS.items():
         hdf5.write_array(group, field, getattr(dataset, name)[rows])
+    if dataset.cost is not None:
+        costs = np.asarray(dataset.cost[rows])  # Minari has infos of the reset too, which cost nothing
+        hdf5.write_array(group.create_group("infos"), "cost", np.concatenate([np.zeros_like(costs[:1]), costs]))
     after = dict(column_leaves("observations", dataset.next_obs))
     for name, leaf in column_leaves("observations", dataset.obs):
         obs, next_obs = np.asarray(leaf[rows]), np.asarray(after[name][rows])

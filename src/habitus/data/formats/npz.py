@@ -1,8 +1,8 @@
 """NumPy archives: the library's own format, stored so that it can be memory-mapped.
 
-Members `observations`, `actions`, `rewards`, `next_observations`, `terminals`, `timeouts` (one row
-a step), `episode_start`, and `header.json` with the spaces and what is known of the origin. The
-parts of a Dict observation are members of their own: `observations.goal`. Any `.npz` with the
+Members `observations`, `actions`, `rewards`, `next_observations`, `terminals`, `timeouts` and, if there
+are any, `costs` (one row a step), `episode_start`, and `header.json` with the spaces and what is known
+of the origin. The parts of a Dict observation are members of their own: `observations.goal`. Any `.npz` with the
 first three and `terminals` can be read; what it lacks is inferred as by `Dataset.from_arrays`.
 """
 
@@ -35,7 +35,7 @@ def write(dataset: Dataset, path: Path) -> None:
     """Writes the whole file or nothing; columns on disk are copied piece by piece."""
     with guard.whole(path) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(zipfile.ZipInfo(HEADER, _EPOCH), guard.header_of(dataset))
-        for name in (*COLUMNS, "starts"):
+        for name in (*dataset.columns, "starts"):
             for member, column in column_leaves(guard.FIELDS[name], getattr(dataset, name)):
                 _write_array(archive, f"{member}.npy", column)
 
@@ -69,7 +69,7 @@ def read(path: Path, *, mmap: bool = False, limit: int | None = None, validate: 
         found = {name: _assemble(columns, name, header.get(f"{space}_space")) for name, space in _SPACES.items()}
         found = {name: column for name, column in found.items() if column is not None}
         guard.require_fields(set(found))
-        named = {name: found.get(name) for name in (*COLUMNS, "starts")}
+        named = {name: found.get(name) for name in (*COLUMNS, "starts", "cost")}
         return Dataset.from_arrays(
             **named,
             observation_space=header.get("observation_space"),
@@ -87,6 +87,7 @@ _SPACES = {
     "terminated": "",
     "truncated": "",
     "starts": "",
+    "cost": "",
 }
 
 

@@ -277,7 +277,7 @@ def _roll_out(world: Env, policy: Policy, key: PRNGKeyArray, steps: int) -> Tran
 
 def _log(world: Env, rows: Transition) -> Dataset:
     """Transitions in order as a log; the last episode is as a rule not complete."""
-    arrays: dict[str, Any] = {name: np.asarray(column) for name, column in vars(rows).items()}
+    arrays: dict[str, Any] = {name: np.asarray(column) for name, column in rows.columns.items()}
     arrays |= {"observation_space": world.observation_space, "action_space": world.action_space}
     return Dataset.from_arrays(**arrays, validate=False)
 

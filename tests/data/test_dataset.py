@@ -133,6 +133,11 @@ def test_windows_stop_at_the_end_of_the_episode():
     found = data.windows(3, np.array([1, 5]))
     assert found.valid.tolist() == [[True, True, False], [True, True, True]]
     assert found.steps.reward.tolist() == [[1, 2, 2], [5, 6, 7]]
+    assert found.time.tolist() == [[1, 2, 2], [0, 1, 2]]
+    assert found.to_go.tolist() == [[3, 2, 2], [26, 21, 15]]
+    whole = data.windows(6, data.starts)
+    assert whole.valid.sum(1).tolist() == [3, 2, 4] and whole.time[2].tolist() == [0, 1, 2, 3, 3, 3]
+    np.testing.assert_array_equal(whole.to_go[:, 0], data.returns)
     with pytest.raises(ConfigError, match="window"):
         data.windows(0, np.array([0]))
 

@@ -61,6 +61,19 @@ def test_windows(data, resident):
 
 
 @pytest.mark.parametrize("resident", [0, 2**30])
+def test_windows_from_the_start_are_of_every_episode_alike(data, resident):
+    source = DatasetSource(data, 20, window=3, resident=resident, from_start=True)
+    drawn = [one(source, seed) for seed in range(150)]
+    assert all((batch.time[:, 0] == 0).all() for batch in drawn)
+    episodes = data.episode_of(np.concatenate([batch.steps.reward[:, 0] for batch in drawn]).astype(int))
+    counts = np.bincount(episodes, minlength=len(data.starts))
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
+    every = len(data.starts)
+    once = one(DatasetSource(data, every, window=3, resident=resident, from_start=True, replace=False), 0)
+    assert sorted(once.steps.reward[:, 0].tolist()) == data.starts.tolist()
+
+
+@pytest.mark.parametrize("resident", [0, 2**30])
 @pytest.mark.parametrize("replace", [True, False])
 def test_every_row_is_as_likely(data, resident, replace):
     source = DatasetSource(data, 20, replace=replace, resident=resident)
@@ -102,3 +115,7 @@ def test_sizes_are_checked(data):
         DatasetSource(data, 0)
     with pytest.raises(ConfigError, match="use replace=True"):
         DatasetSource(data, 61, replace=False)
+    with pytest.raises(ConfigError, match="use replace=True"):
+        DatasetSource(data, len(data.starts) + 1, window=2, from_start=True, replace=False)
+    with pytest.raises(ConfigError, match="window="):
+        DatasetSource(data, from_start=True)

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 Obs = Any
 Action = Any
@@ -84,15 +84,22 @@ class Sides(eqx.Module):
 
 
 class Trajectory(eqx.Module):
-    """Windows of consecutive transitions, padded at the end of short episodes.
+    """Windows of consecutive transitions of one episode each.
+
+    Where the episode ends sooner than the window, its last transition is repeated and not `valid`.
 
     Attributes:
         steps: transitions with leading axes [*batch, time].
         valid: False where a row is padding.
+        time: the place of each row within its episode, from 0.
+        to_go: undiscounted sum of the rewards from each row to the end of its episode (to the end of
+            the record, where that was cut).
     """
 
     steps: Transition
     valid: Bool[Array, "*batch time"]
+    time: Int[Array, "*batch time"]
+    to_go: Float[Array, "*batch time"]
 
 
 def flatten_time(rollout: Transition) -> Transition:

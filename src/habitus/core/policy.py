@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from habitus.core.errors import CheckpointError
 from habitus.core.protocols import Policy
@@ -47,6 +47,9 @@ class Deployed(Policy):
     def init(self) -> Any:
         return self.policy.init()
 
+    def rewarded(self, carry: Any, reward: Float[Array, ""]) -> Any:
+        return self.policy.rewarded(carry, reward)
+
     def __call__(self, obs: Any, carry: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
         action, carry = self.policy(self.spec.encode_obs(obs), carry, key)
         return self.spec.decode_action(action), carry
@@ -57,9 +60,11 @@ class Deployed(Policy):
         Raises:
             SpaceMismatch: if `obs` does not fit the observation space.
         """
-        self.spec.check_obs(obs)
-        action, _ = _act(self, jax.tree.map(jnp.asarray, obs), jax.random.key(seed))
-        return np.asarray(action)
+        return self.session(seed).act(obs)
+
+    def session(self, seed: int = 0) -> Session:
+        """Acts through whole episodes outside JAX, remembering what the policy must."""
+        return Session(self, seed)
 
     def save(self, folder: str | Path) -> Path:
         """Writes `policy.json` and `policy.safetensors` into `folder`."""
@@ -92,6 +97,39 @@ class Deployed(Policy):
         return policy
 
 
+class Session:
+    """A deployed policy on its way through episodes, for use outside JAX: NumPy in, NumPy out.
+
+    Attributes:
+        policy: what acts.
+        carry: what it remembers of the episode so far.
+    """
+
+    def __init__(self, policy: Deployed, seed: int = 0):
+        self.policy, self.key, self.tick = policy, jax.random.key(seed), 0
+        self.carry: Any = policy.init()
+
+    def act(self, obs: Any) -> np.ndarray:
+        """The action for the next observation of the episode.
+
+        Raises:
+            SpaceMismatch: if `obs` does not fit the observation space.
+        """
+        self.policy.spec.check_obs(obs)
+        key = self.key if self.tick == 0 else jax.random.fold_in(self.key, self.tick)
+        action, self.carry = _act(self.policy, jax.tree.map(jnp.asarray, obs), self.carry, key)
+        self.tick += 1
+        return np.asarray(action)
+
+    def reward(self, reward: float) -> None:
+        """What the last action earned; policies that aim at a return must be told."""
+        self.carry = self.policy.rewarded(self.carry, jnp.asarray(reward, jnp.float32))
+
+    def reset(self) -> None:
+        """A new episode begins."""
+        self.carry = self.policy.init()
+
+
 @eqx.filter_jit
-def _act(policy: Deployed, obs: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
-    return policy(obs, policy.init(), key)
+def _act(policy: Deployed, obs: Any, carry: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
+    return policy(obs, carry, key)

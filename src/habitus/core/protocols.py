@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import gymnasium
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from habitus.core.domains import check_domains
 from habitus.core.domains import require as require
@@ -33,6 +33,15 @@ class Policy(eqx.Module):
     def init(self) -> Carry:
         """The carry at the start of an episode."""
         return ()
+
+    def rewarded(self, carry: Carry, reward: Float[Array, ""]) -> Carry:
+        """The carry once the last action has been paid for; unchanged unless the policy listens.
+
+        Whoever runs the episodes calls it after each step, with the reward of the world. A policy
+        that holds another passes it on.
+        """
+        del reward
+        return carry
 
     @abc.abstractmethod
     def __call__(self, obs: Obs, carry: Carry, key: PRNGKeyArray) -> tuple[Action, Carry]:
@@ -180,12 +189,22 @@ class Learner(eqx.Module):
             method `(network, state, batch, key) -> (loss, metrics)` of that name.
         sides: whether it learns from a world and a log at once, told apart (`Sides`).
         continues: slugs of other learners whose runs this one can go on from (`warm_start`).
+        from_start: whether its windows begin where episodes do (see `window`).
     """
 
     on_policy: ClassVar[bool] = False
     trains: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     sides: ClassVar[bool] = False
     continues: ClassVar[tuple[str, ...]] = ()
+    from_start: ClassVar[bool] = False
+
+    @property
+    def window(self) -> int | None:
+        """Steps of the windows that it learns from; None if its batches are of single transitions.
+
+        The batches of a learner with windows are `Trajectory`s [batch, window] of a log.
+        """
+        return None
 
     def __check_init__(self) -> None:
         check_domains(hyperparameters(self))

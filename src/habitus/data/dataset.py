@@ -177,6 +177,13 @@ class Dataset:
         return np.add.reduceat(self.reward, self.starts, dtype=np.float64)
 
     @cached_property
+    def to_go(self) -> Float[np.ndarray, "rows"]:
+        """Undiscounted sum of the rewards from each row to the end of its episode, float32."""
+        total = np.cumsum(np.asarray(self.reward)[::-1], dtype=np.float64)[::-1]
+        after = np.append(total, 0.0)[self.ends + 1]
+        return (total - np.repeat(after, self.lengths)).astype(np.float32)
+
+    @cached_property
     def complete(self) -> Bool[np.ndarray, "episodes"]:
         """Which episodes were recorded to their end, by termination or truncation."""
         return np.asarray(self.terminated[self.ends] | self.truncated[self.ends])
@@ -198,13 +205,20 @@ class Dataset:
     def windows(self, length: int, rows: Any) -> Trajectory:
         """For each of `rows`, the `length` transitions from it on: leading axes [*rows, length].
 
-        Where the episode ends sooner its last transition is repeated, and not `valid`.
+        Where the episode ends sooner its last transition is repeated, and not `valid`. Whole episodes
+        are the windows from `starts` on.
         """
         if length < 1:
             raise ConfigError(f"a window is {length} steps long, expected at least 1.")
-        wanted = np.asarray(rows)[..., None] + np.arange(length)
-        last = self.ends[self.episode_of(rows)][..., None]
-        return Trajectory(self.transitions(np.minimum(wanted, last)), jnp.asarray(wanted <= last))
+        episodes = self.episode_of(rows)
+        wanted, last = np.asarray(rows)[..., None] + np.arange(length), self.ends[episodes][..., None]
+        found = np.minimum(wanted, last)
+        return Trajectory(
+            steps=self.transitions(found),
+            valid=jnp.asarray(wanted <= last),
+            time=jnp.asarray(found - self.starts[episodes][..., None], jnp.int32),
+            to_go=jnp.asarray(self.to_go[found]),
+        )
 
     # --- as learners see it
 

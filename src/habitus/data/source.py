@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from habitus.core.errors import ConfigError
 from habitus.core.experience import Trajectory, Transition
@@ -19,6 +19,21 @@ from habitus.data.dataset import Dataset
 from habitus.data.sample import distinct_rows
 
 GIBIBYTE = 2**30
+
+
+class _Bounds(eqx.Module):
+    """Of each row: the last row of its episode, its place within it, and the rewards from it on; where episodes start."""
+
+    last: Int[Array, "rows"]
+    time: Int[Array, "rows"]
+    to_go: Float[Array, "rows"]
+    starts: Int[Array, "episodes"]
+
+    @classmethod
+    def of(cls, log: Dataset) -> _Bounds:
+        time = np.arange(len(log)) - np.repeat(log.starts, log.lengths)
+        last, time, starts = (jnp.asarray(x, jnp.int32) for x in (np.repeat(log.ends, log.lengths), time, log.starts))
+        return cls(last, time, jnp.asarray(log.to_go), starts)
 
 
 class DatasetSource(Source):
@@ -33,6 +48,7 @@ class DatasetSource(Source):
         dataset: the log, in the user's spaces.
         batch_size: rows, or windows, of a batch.
         window: steps of each window of a `Trajectory` [batch, window]; None for a `Transition` [batch].
+        from_start: whether windows begin where episodes do, and episodes are drawn instead of rows.
         replace: whether a row may be drawn twice into the same batch.
         resident: greatest size in bytes of a log that is kept on the device.
 
@@ -43,9 +59,10 @@ class DatasetSource(Source):
     dataset: Dataset = eqx.field(static=True)
     batch_size: int = eqx.field(static=True)
     window: int | None = eqx.field(static=True)
+    from_start: bool = eqx.field(static=True)
     replace: bool = eqx.field(static=True)
     columns: Transition | None
-    last: Int[Array, "rows"] | None  # last row of the episode of each row; windows end there
+    bounds: _Bounds | None  # where windows end, and what is known of each row
 
     def __init__(
         self,
@@ -54,19 +71,21 @@ class DatasetSource(Source):
         window: int | None = None,
         replace: bool = True,
         resident: int = GIBIBYTE,
+        from_start: bool = False,
     ):
         if batch_size < 1 or (window is not None and window < 1):
             raise ConfigError(f"batch_size is {batch_size} and window {window}; both must be at least 1.")
-        if not replace and batch_size > len(dataset):
-            raise ConfigError(
-                f"batch_size is {batch_size}, but {dataset.name} has {len(dataset)} rows; use replace=True."
-            )
+        if from_start and window is None:
+            raise ConfigError("from_start is about windows; say with window=... how long they are.")
+        if not replace and batch_size > (len(dataset.starts) if from_start else len(dataset)):
+            size = f"{len(dataset)} rows in {len(dataset.starts)} episodes"
+            raise ConfigError(f"batch_size is {batch_size}, but {dataset.name} has {size}; use replace=True.")
         self.dataset, self.batch_size, self.window, self.replace = dataset, batch_size, window, replace
+        self.from_start = from_start
         log = dataset.canonical()
         fits = log.nbytes < resident
         self.columns = log.transitions(slice(None)) if fits else None
-        windowed = fits and window is not None
-        self.last = jnp.asarray(np.repeat(log.ends, log.lengths), jnp.int32) if windowed else None
+        self.bounds = _Bounds.of(log) if fits and window is not None else None
 
     @property
     def pure(self) -> bool:
@@ -91,19 +110,27 @@ class DatasetSource(Source):
         if self.columns is None:
             return state, self._read(key)
         rows = self._rows(key)
-        if self.window is None or self.last is None:
+        if self.window is None or self.bounds is None:
             return state, take(self.columns, rows)
-        wanted = rows[:, None] + jnp.arange(self.window)
-        last = self.last[rows][:, None]
-        return state, Trajectory(take(self.columns, jnp.minimum(wanted, last)), wanted <= last)
+        wanted, last = rows[:, None] + jnp.arange(self.window), self.bounds.last[rows][:, None]
+        found = jnp.minimum(wanted, last)
+        time, to_go = take((self.bounds.time, self.bounds.to_go), found)
+        return state, Trajectory(take(self.columns, found), wanted <= last, time, to_go)
+
+    @property
+    def _choices(self) -> int:
+        return len(self.dataset.starts) if self.from_start else len(self.dataset)
 
     def _rows(self, key: PRNGKeyArray) -> Int[Array, "batch"]:
         if self.replace:
-            return jax.random.randint(key, (self.batch_size,), 0, len(self.dataset))
-        return distinct_rows(key, len(self.dataset), self.batch_size)
+            rows = jax.random.randint(key, (self.batch_size,), 0, self._choices)
+        else:
+            rows = distinct_rows(key, self._choices, self.batch_size)
+        return self.bounds.starts[rows] if self.from_start and self.bounds is not None else rows
 
     def _read(self, key: PRNGKeyArray) -> Transition | Trajectory:
         seed = np.asarray(jax.random.key_data(key)).tolist()
-        rows = np.random.default_rng(seed).choice(len(self.dataset), self.batch_size, replace=self.replace)
+        rows = np.random.default_rng(seed).choice(self._choices, self.batch_size, replace=self.replace)
         log: Any = self.dataset.canonical()
+        rows = log.starts[rows] if self.from_start else rows
         return log.transitions(rows) if self.window is None else log.windows(self.window, rows)

@@ -64,6 +64,9 @@ class Noisy(Policy):
     def init(self) -> Any:
         return self.policy.init()
 
+    def rewarded(self, carry: Any, reward: Float[Array, ""]) -> Any:
+        return self.policy.rewarded(carry, reward)
+
     def __call__(self, obs: Array, carry: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
         act_key, noise_key = jax.random.split(key)
         action, carry = self.policy(obs, carry, act_key)
@@ -79,6 +82,9 @@ class Normalised(Policy):
 
     def init(self) -> Any:
         return self.policy.init()
+
+    def rewarded(self, carry: Any, reward: Float[Array, ""]) -> Any:
+        return self.policy.rewarded(carry, reward)
 
     def __call__(self, obs: Array, carry: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
         return self.policy(self.normaliser(obs), carry, key)

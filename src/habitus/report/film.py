@@ -129,7 +129,7 @@ def _episode(
         act_key, step_key = jax.random.split(key)
         action, carry = policy(obs, carry, act_key)
         state, step = env.step(state, action, step_key)
-        return (state, step.obs, carry), (state, step.reward, step.terminated | step.truncated)
+        return (state, step.obs, policy.rewarded(carry, step.reward)), (state, step.reward, step.terminated | step.truncated)
 
     _, (states, reward, done) = jax.lax.scan(one, (first, obs, policy.init()), jax.random.split(key, limit))
     return jax.tree.map(lambda x, rest: jnp.concatenate([x[None], rest]), first, states), reward, done
@@ -148,6 +148,7 @@ def _in_gymnasium(policy: Deployed, world: str, seed: int) -> Iterator[Moment]:
             key, act_key = jax.random.split(key)
             action, carry = act(obs, carry, act_key)
             obs, reward, terminated, truncated, _ = env.step(_native(env.action_space, action))
+            carry = policy.rewarded(carry, jnp.float32(reward))
             last = bool(terminated or truncated or time == LONGEST)
             yield Moment(lambda: _frame(env, world), float(reward), last)
             if last:

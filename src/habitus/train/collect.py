@@ -112,7 +112,7 @@ def start(env: Env, num_envs: int, explorer: Policy, key: PRNGKeyArray) -> Colle
 def collect(
     env: Env, state: Collection, explorer: Policy, key: PRNGKeyArray, length: int
 ) -> tuple[Collection, Transition]:
-    """`length` steps of every copy: transitions [length, num_envs, ...]. Carries restart with episodes."""
+    """`length` steps of every copy: transitions [length, num_envs, ...]. Carries hear rewards and restart with episodes."""
     num_envs = state.tally.ret.shape[0]
     fresh = explorer.init()
 
@@ -120,7 +120,7 @@ def collect(
         env_state, obs, carry = at
         action, carry = jax.vmap(explorer)(obs, carry, keys[0])
         env_state, step, first = jax.vmap(lambda s, a, k: step_and_reset(env, s, a, k))(env_state, action, keys[1])
-        done = step.terminated | step.truncated
+        done, carry = step.terminated | step.truncated, jax.vmap(explorer.rewarded)(carry, step.reward)
         carry = jax.vmap(lambda d, c: jax.tree.map(lambda new, old: jnp.where(d, new, old), fresh, c))(done, carry)
         cost = step.info["cost"] if env.costs else None
         row = Transition(obs, action, step.reward, step.terminated, step.truncated, step.obs, cost)
@@ -164,6 +164,7 @@ class HostCollector:
         step, self.obs = self.env.step(action)
         self.pending, self.success = None, step.info.get("success")
         done = step.terminated | step.truncated
+        self.carry = explorer.rewarded(self.carry, step.reward)
         self.returns += step.reward
         self.lengths += 1
         cost = step.info["cost"] if self.env.costs else None
@@ -230,7 +231,7 @@ def _pure_episodes(policy: Policy, env: Env, seeds: Any, discount: Array) -> tup
         own = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, tick)))(keys)
         action, carry = jax.vmap(policy)(obs, carry, own[:, 0])
         env_state, step = jax.vmap(env.step)(env_state, action, own[:, 1])
-        return env_state, step, carry
+        return env_state, step, jax.vmap(policy.rewarded)(carry, step.reward)
 
     known = "success" in jax.eval_shape(advance, env_state, obs, carry, jnp.uint32(0))[1].info
 

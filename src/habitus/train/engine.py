@@ -17,7 +17,7 @@ from habitus.core.protocols import Learner, Policy, Source
 from habitus.core.spec import Spec
 from habitus.core.trees import Metrics, copy, is_shared, take, to_numpy
 from habitus.train.checkpoint import from_host, to_host
-from habitus.train.host import Actor, act_on_batch, flatten, unflatten
+from habitus.train.host import Actor, act_on_batch, flatten, listens, unflatten
 
 NEVER = np.iinfo(np.int32).max
 
@@ -259,13 +259,15 @@ class HostEngine:
         self.arrays, self.rest = flatten(copy(state))
         self.update = np.zeros((), np.int32)
         self._act = _acting(fixed_rest, self.rest)
+        self._hear = _hearing(fixed_rest, self.rest) if listens(self.learner.explorer(state)) else None
         self._improve = _improving(fixed_rest, self.rest, source.updates_per_draw)
         self._metrics: Sequence[str] = ()
         self.source_state = source.init(self._explorer(), source_key)  # type: ignore[arg-type]
 
     def _explorer(self) -> Actor:
         """The learner's explorer as it is now."""
-        return Actor(self._act, [*self.fixed, *self.arrays], lambda: self.learner.explorer(self.state).init())
+        arrays = [*self.fixed, *self.arrays]
+        return Actor(self._act, arrays, lambda: self.learner.explorer(self.state).init(), self._hear)
 
     @property
     def state(self) -> PyTree:
@@ -349,6 +351,18 @@ def _acting(fixed_rest: Any, rest: Any) -> Callable[..., tuple[Array, Any]]:
         return act_on_batch(learner.explorer(state), *inputs)
 
     return jax.jit(act)
+
+
+@cache
+def _hearing(fixed_rest: Any, rest: Any) -> Callable[..., Any]:
+    """The `rewarded` of that explorer for a batch, compiled."""
+    count = sum(fixed_rest[2])
+
+    def hear(arrays: list[Array], *inputs: Any) -> Any:
+        learner, state = unflatten(arrays[:count], fixed_rest), unflatten(arrays[count:], rest)
+        return jax.vmap(learner.explorer(state).rewarded)(*inputs)
+
+    return jax.jit(hear)
 
 
 @cache

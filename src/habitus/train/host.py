@@ -42,19 +42,42 @@ def unflatten(arrays: Arrays, rest: Any) -> PyTree:
 class Actor:
     """A policy for a batch of observations, compiled, with its arrays at hand."""
 
-    def __init__(self, program: Callable[..., tuple[Array, Any]], arrays: Arrays, init: Callable[[], Any]):
-        self.program, self.arrays, self.init = program, arrays, init
+    def __init__(
+        self,
+        program: Callable[..., tuple[Array, Any]],
+        arrays: Arrays,
+        init: Callable[[], Any],
+        hear: Callable[..., Any] | None = None,
+    ):
+        """Args:
+        hear: the policy's `rewarded` for a batch, compiled; None if it does not listen.
+        """
+        self.program, self.arrays, self.init, self.hear = program, arrays, init, hear
 
     @classmethod
     def of(cls, policy: Policy) -> Actor:
         """Takes a policy apart."""
         arrays, rest = flatten(policy)
-        return cls(_acting(rest), arrays, policy.init)
+        return cls(_acting(rest), arrays, policy.init, _hearing(rest) if listens(policy) else None)
 
     def __call__(self, obs: Any, carry: Any, key: PRNGKeyArray, tick: int) -> tuple[np.ndarray, Any]:
         """Actions for the batch; waits for the policy's parameters. `tick` makes successive calls differ."""
         action, carry = self.program(self.arrays, obs, carry, key, np.uint32(tick))
         return np.asarray(action), carry
+
+
+    def rewarded(self, carry: Any, reward: np.ndarray) -> Any:
+        """The carries of the batch once their rewards [batch] are heard; costs nothing if the policy does not listen."""
+        return carry if self.hear is None else self.hear(self.arrays, carry, np.asarray(reward, np.float32))
+
+
+def listens(policy: Policy) -> bool:
+    """Whether rewards change the carry of a policy, or of one that it holds."""
+    carry = policy.init()
+    if not jax.tree.leaves(carry):
+        return False
+    traced = jax.make_jaxpr(policy.rewarded)(carry, np.float32(0)).jaxpr
+    return list(traced.outvars) != list(traced.invars[:-1])
 
 
 def act_on_batch(policy: Policy, obs: Any, carry: Any, key: PRNGKeyArray, tick: Array) -> tuple[Array, Any]:
@@ -66,6 +89,11 @@ def act_on_batch(policy: Policy, obs: Any, carry: Any, key: PRNGKeyArray, tick: 
 @cache
 def _acting(rest: Any) -> Callable[..., tuple[Array, Any]]:
     return jax.jit(lambda arrays, *inputs: act_on_batch(unflatten(arrays, rest), *inputs))
+
+
+@cache
+def _hearing(rest: Any) -> Callable[..., Any]:
+    return jax.jit(lambda arrays, carry, reward: jax.vmap(unflatten(arrays, rest).rewarded)(carry, reward))
 
 
 class HostBuffer:

@@ -84,6 +84,7 @@ def make_source(
     if isinstance(source, Source):
         if env is not None or data is not None or options:
             raise ConfigError("give either a source, or env= and data= with their options, not both.")
+        _check_window(learner, getattr(source, "window", None), type(source).__name__)
         return source, _raw(getattr(source, "env", None))
     if isinstance(source, (Dataset, str, Path)):
         data = source if data is None else data
@@ -97,7 +98,10 @@ def make_source(
             raise ConfigError("learn() needs something to learn from: a source, env=... or data=...")
         if learner.on_policy:
             raise ConfigError(f"{slug_of(learner)} learns from its own actions, so it needs env=..., not only a log.")
-        return DatasetSource(dataset, **({"batch_size": _batch_size(learner)} | options)), _home(dataset)
+        defaults = {"batch_size": _batch_size(learner), "window": learner.window, "from_start": learner.from_start}
+        made = DatasetSource(dataset, **(defaults | options))
+        _check_window(learner, made.window, "source_options")
+        return made, _home(dataset)
     num_envs = options.get("num_envs", getattr(learner, "num_envs", 1))
     world = make(env, num_envs=num_envs) if not isinstance(env, (Env, HostEnv)) else env
     if learner.on_policy:
@@ -105,9 +109,21 @@ def make_source(
             raise ConfigError(f"{slug_of(learner)} learns from its own actions; it cannot mix in a log.")
         defaults = {"num_envs": num_envs, "length": getattr(learner, "rollout_length", 128)}
         return Rollouts(world, **(defaults | options)), world
+    _check_window(learner, None, "a replay of env=...")
     defaults = {"batch_size": _batch_size(learner), "prefill": dataset, "mix": 0.5 if mix is None else mix}
     defaults |= {"explore": "policy" if warm else "uniform", "apart": learner.sides}
     return Replay(world, **(defaults | options)), world
+
+
+def _check_window(learner: Learner, window: int | None, given: str) -> None:
+    """Raises `ConfigError` unless a source hands over what the learner learns from: windows, or single transitions."""
+    wanted = learner.window
+    if window != wanted:
+        kinds = ["single transitions" if n is None else f"windows of {n} steps of a log" for n in (wanted, window)]
+        raise ConfigError(
+            f"{slug_of(learner)} learns from {kinds[0]}, but {given} gives {kinds[1]}; "
+            + ("leave window out." if wanted is None else f"give data=... alone, or DatasetSource(log, window={wanted}).")
+        )
 
 
 def _batch_size(learner: Learner) -> int:

@@ -20,7 +20,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from habitus.core.card import Card
 from habitus.core.errors import ConfigError, DataError
@@ -249,6 +249,9 @@ class Distracted(Policy):
 
     def init(self) -> Any:
         return self.policy.init()
+
+    def rewarded(self, carry: Any, reward: Float[Array, ""]) -> Any:
+        return self.policy.rewarded(carry, reward)
 
     def __call__(self, obs: Any, carry: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
         policy_key, uniform_key, choice_key = jax.random.split(key, 3)

@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import re
 from functools import cache
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,9 +20,10 @@ from gymnasium import spaces
 
 from habitus.core.card import Card, cards
 from habitus.core.errors import SpaceMismatch
-from habitus.core.experience import Step, Transition
+from habitus.core.experience import Step, Trajectory, Transition
 from habitus.core.protocols import Env, Learner, Policy, Source
 from habitus.core.spec import Spec
+from habitus.core.trees import take
 from habitus.data.dataset import Dataset
 from habitus.data.source import DatasetSource
 from habitus.train.sources import Replay, Rollouts
@@ -215,7 +217,7 @@ class Setting:
     @property
     def source(self) -> Source:
         """What it learns from: one object, so that every test runs the same program."""
-        return source(self.data, self.kind, self.cls)
+        return source(self.data, self.kind, self.cls, self.learner.window)
 
     @property
     def steps(self) -> int:
@@ -285,11 +287,12 @@ def log(kind: str, expert: bool) -> Dataset:
 
 
 @cache
-def source(data: str, kind: str, cls: type[Learner]) -> Source:
+def source(data: str, kind: str, cls: type[Learner], window: int | None) -> Source:
     """A log, or the world itself."""
     if data == "log":
         # who estimates no values can only be as good as the log
-        return DatasetSource(log(kind, expert="value" not in map(ROLES.get, cls.trains)), TINY["batch_size"])
+        given = log(kind, expert="value" not in map(ROLES.get, cls.trains))
+        return DatasetSource(given, TINY["batch_size"], window, from_start=cls.from_start)
     world = Identity(kind)
     if cls.on_policy:
         return Rollouts(world, TINY["num_envs"], TINY["rollout_length"])
@@ -338,6 +341,14 @@ def two_states(kind: str, on_policy: bool, ends_as: str) -> Transition:
     )
 
 
+def in_windows(rows: Transition, length: int) -> Trajectory:
+    """The windows of `two_states` that begin at each of its rows [128]: [128, length]."""
+    time = jnp.arange(128) % 2
+    found = jnp.arange(128)[:, None] + jnp.minimum(jnp.arange(length), 1 - time[:, None])
+    valid = jnp.arange(length) < 2 - time[:, None]
+    return Trajectory(take(rows, found), valid, time[found], 2.0 - time[found])
+
+
 @eqx.filter_jit
 def run_updates(learner: Learner, state, batch, n: int):
     """`n` updates from one batch."""
@@ -356,7 +367,7 @@ def planned(setting: Setting) -> Spec:
     return dataclasses.replace(setting.source.spec, updates=500)
 
 
-def one_batch(setting: Setting, learner: Learner, state) -> Transition:
+def one_batch(setting: Setting, learner: Learner, state) -> Any:
     """The first batch of the setting's source."""
     explorer = learner.explorer(state)
     return setting.source.draw(setting.source.init(explorer, jax.random.key(2)), explorer, jax.random.key(3))[1]

@@ -23,6 +23,7 @@ from settings import (
     ROLES,
     SPACES,
     Identity,
+    in_windows,
     learners,
     log,
     mean_reward,
@@ -100,6 +101,7 @@ def test_a_truncated_episode_bootstraps_and_a_terminated_one_does_not(setting):
     for ends_as, (first, second) in known.items():
         batch = two_states(setting.kind, setting.cls.on_policy, ends_as)
         given = Sides(batch, batch) if setting.cls.sides else batch
+        given = in_windows(batch, learner.window) if learner.window else given
         state = run_updates(learner, learner.init(planned(setting), jax.random.key(0)), given, 500)
         seen = jax.tree.map(lambda x: x.reshape(128, *x.shape[2:]), batch) if setting.cls.on_policy else batch
         seen = state.normaliser.transition(seen) if hasattr(state, "normaliser") else seen

@@ -22,7 +22,7 @@ GIBIBYTE = 2**30
 
 
 class _Bounds(eqx.Module):
-    """Of each row: the last row of its episode, its place within it, and the rewards from it on; where episodes start."""
+    """Of each row, the last of its episode, its place within it, the rewards from it on; and where episodes start."""
 
     last: Int[Array, "rows"]
     time: Int[Array, "rows"]

@@ -129,7 +129,8 @@ def _episode(
         act_key, step_key = jax.random.split(key)
         action, carry = policy(obs, carry, act_key)
         state, step = env.step(state, action, step_key)
-        return (state, step.obs, policy.rewarded(carry, step.reward)), (state, step.reward, step.terminated | step.truncated)
+        after = state, step.obs, policy.rewarded(carry, step.reward)
+        return after, (state, step.reward, step.terminated | step.truncated)
 
     _, (states, reward, done) = jax.lax.scan(one, (first, obs, policy.init()), jax.random.split(key, limit))
     return jax.tree.map(lambda x, rest: jnp.concatenate([x[None], rest]), first, states), reward, done

@@ -112,7 +112,7 @@ def start(env: Env, num_envs: int, explorer: Policy, key: PRNGKeyArray) -> Colle
 def collect(
     env: Env, state: Collection, explorer: Policy, key: PRNGKeyArray, length: int
 ) -> tuple[Collection, Transition]:
-    """`length` steps of every copy: transitions [length, num_envs, ...]. Carries hear rewards and restart with episodes."""
+    """`length` steps of every copy: transitions [length, num_envs, ...]. Carries restart with episodes."""
     num_envs = state.tally.ret.shape[0]
     fresh = explorer.init()
 

@@ -65,9 +65,8 @@ class Actor:
         action, carry = self.program(self.arrays, obs, carry, key, np.uint32(tick))
         return np.asarray(action), carry
 
-
-    def rewarded(self, carry: Any, reward: np.ndarray) -> Any:
-        """The carries of the batch once their rewards [batch] are heard; costs nothing if the policy does not listen."""
+    def rewarded(self, carry: Any, reward: Any) -> Any:
+        """The carries of the batch once rewards [batch] are heard; costs nothing if the policy does not listen."""
         return carry if self.hear is None else self.hear(self.arrays, carry, np.asarray(reward, np.float32))
 
 

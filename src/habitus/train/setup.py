@@ -98,8 +98,8 @@ def make_source(
             raise ConfigError("learn() needs something to learn from: a source, env=... or data=...")
         if learner.on_policy:
             raise ConfigError(f"{slug_of(learner)} learns from its own actions, so it needs env=..., not only a log.")
-        defaults = {"batch_size": _batch_size(learner), "window": learner.window, "from_start": learner.from_start}
-        made = DatasetSource(dataset, **(defaults | options))
+        plain = {"batch_size": _batch_size(learner), "window": learner.window, "from_start": learner.from_start}
+        made = DatasetSource(dataset, **(plain | options))
         _check_window(learner, made.window, "source_options")
         return made, _home(dataset)
     num_envs = options.get("num_envs", getattr(learner, "num_envs", 1))
@@ -119,10 +119,11 @@ def _check_window(learner: Learner, window: int | None, given: str) -> None:
     """Raises `ConfigError` unless a source hands over what the learner learns from: windows, or single transitions."""
     wanted = learner.window
     if window != wanted:
+        remedy = f"give data=... alone, or DatasetSource(log, window={wanted})."
         kinds = ["single transitions" if n is None else f"windows of {n} steps of a log" for n in (wanted, window)]
         raise ConfigError(
             f"{slug_of(learner)} learns from {kinds[0]}, but {given} gives {kinds[1]}; "
-            + ("leave window out." if wanted is None else f"give data=... alone, or DatasetSource(log, window={wanted}).")
+            + ("leave window out." if wanted is None else remedy)
         )
 
 

@@ -167,7 +167,11 @@ class NORA(Learner):
             raise SpaceMismatch("NORA's critic is a table or linear, so it needs integers or vectors, not images.")
         if spec.horizon is None or spec.updates is None:
             raise ConfigError("NORA needs a longest episode (max_episode_steps=...) and the number of updates planned.")
-        logged = self.logged(spec)
+        return self.begin(spec, self.logged(spec))
+
+    def begin(self, spec: Spec, logged: Trajectory | None) -> NORAState:
+        """The first state, given the episodes of a log [episodes, horizon], if there are any."""
+        assert spec.horizon is not None and spec.updates is not None
         capacity = spec.updates * self.num_envs + (0 if logged is None else logged.valid.shape[0])
         blank = empty_transitions(spec, spec.horizon * capacity)
         regression = self.regression(spec)
@@ -233,6 +237,10 @@ class NORA(Learner):
         """The value of the states after step `h`: that of the best action, whatever the policy is."""
         return jax.vmap(after)(obs).max(-1)
 
+    def due(self, state: NORAState, epoch: Epoch) -> Bool[Array, ""]:
+        """Whether there is enough news for a new critic."""
+        return state.regression.doubled(state.evidence, epoch.fitted)
+
     def switch(self, state: NORAState) -> Epoch:
         """A new critic, and the actor uniform again."""
         return Epoch(self.fit(state), state.evidence, jnp.zeros(()))
@@ -251,7 +259,7 @@ class NORA(Learner):
         reward, room = batch.steps.reward, state.room - self.num_envs
         wrong = (reward < self.min_reward - TOLERANCE) | (reward > self.max_reward + TOLERANCE)
         state = state.add(batch)
-        switched = state.regression.doubled(state.evidence, state.epoch.fitted)
+        switched = self.due(state, state.epoch)
         epoch = jax.lax.cond(switched, lambda: self.switch(state), lambda: self.improve(state))
         metrics = {
             "switched": switched.astype(jnp.float32),

@@ -89,24 +89,19 @@ class WithoutResets(KnownFeatures):
         return jnp.array(True) if self.always else super().due(state, epoch)
 
     def switch(self, state: NORAState) -> LongEpoch:
-        epoch = super().switch(state)
-        assert isinstance(epoch.critic, Table)
-        before = state.epoch.logits if isinstance(state.epoch, LongEpoch) else jnp.zeros_like(epoch.critic.values)
-        logits = before + self._step(state, epoch.critic) if self.always else before
-        return LongEpoch(epoch.critic, epoch.fitted, epoch.weight, logits)
+        new = super().switch(state)
+        assert isinstance(new.critic, Table)
+        logits = state.epoch.logits if isinstance(state.epoch, LongEpoch) else jnp.zeros_like(new.critic.values)
+        return LongEpoch(new.critic, new.fitted, new.weight, logits)
 
-    def improve(self, state: NORAState) -> LongEpoch:
-        assert isinstance(state.epoch, LongEpoch)
-        logits = state.epoch.logits + self._step(state, state.epoch.critic)
-        return dataclasses.replace(state.epoch, logits=logits)
+    def improve(self, state: NORAState, epoch: Epoch) -> LongEpoch:
+        assert isinstance(epoch, LongEpoch) and isinstance(epoch.critic, Table)
+        eta = self.step_size / self.span(state.horizon)
+        return dataclasses.replace(epoch, logits=epoch.logits + eta * epoch.critic.values)
 
     def actor(self, state: NORAState) -> SoftActor:
         assert isinstance(state.epoch, LongEpoch)
         return SoftActor(Table(state.epoch.logits), jnp.ones(state.horizon))
-
-    def _step(self, state: NORAState, critic: Critic) -> Array:
-        assert isinstance(critic, Table)
-        return self.step_size / self.span(state.horizon) * critic.values
 
 
 class PolicyTarget(KnownFeatures):

@@ -245,14 +245,12 @@ class NORA(Learner):
         """A new critic, and the actor uniform again."""
         return Epoch(self.fit(state), state.evidence, jnp.zeros(()))
 
-    def improve(self, state: NORAState) -> Epoch:
+    def improve(self, state: NORAState, epoch: Epoch) -> Epoch:
         """One round of multiplicative weights: `pi(a | s)` times `exp(eta f(s, a))`."""
-        assert state.epoch is not None
-        eta = self.step_size / self.span(state.horizon)
-        return dataclasses.replace(state.epoch, weight=state.epoch.weight + eta)
+        return dataclasses.replace(epoch, weight=epoch.weight + self.step_size / self.span(state.horizon))
 
     def update(self, state: NORAState, batch: Trajectory, key: PRNGKeyArray) -> tuple[NORAState, Metrics]:
-        """Stores the episodes of the current policy; then a switch, if evidence has doubled, or an improvement."""
+        """Stores the episodes of the current policy; a switch, if evidence has doubled; one round of the actor."""
         expected = (self.num_envs, state.horizon)
         require(batch.valid.shape == expected, f"a batch is {batch.valid.shape} episodes by steps, expected {expected}.")
         assert state.epoch is not None
@@ -260,7 +258,8 @@ class NORA(Learner):
         wrong = (reward < self.min_reward - TOLERANCE) | (reward > self.max_reward + TOLERANCE)
         state = state.add(batch)
         switched = self.due(state, state.epoch)
-        epoch = jax.lax.cond(switched, lambda: self.switch(state), lambda: self.improve(state))
+        epoch = jax.lax.cond(switched, lambda: self.switch(state), lambda: state.epoch)
+        epoch = self.improve(state, epoch)
         metrics = {
             "switched": switched.astype(jnp.float32),
             "value": jax.vmap(take(epoch.critic, 0))(batch.steps.obs[:, 0]).max(-1).mean(),

@@ -71,8 +71,8 @@ if TYPE_CHECKING:
     from habitus.measure.evaluate import evaluate as evaluate
     from habitus.measure.ope import evaluate_offline as evaluate_offline
     from habitus.report.page import write_report as write_report
-    from habitus.train.logs import record_log as record_log
     from habitus.train.episodes import WholeEpisodes as WholeEpisodes
+    from habitus.train.logs import record_log as record_log
     from habitus.train.loop import learn as learn
     from habitus.train.run import Run as Run
     from habitus.train.setup import entry as entry

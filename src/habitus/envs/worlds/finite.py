@@ -37,7 +37,10 @@ class FiniteMDP(Env):
             ConfigError: if `limit` is not positive.
         """
         require(limit > 0, f"limit must be above 0, but is {limit}.")
-        self.transition, self.reward = jnp.asarray(model.transition, jnp.float32), jnp.asarray(model.reward, jnp.float32)
+        self.transition, self.reward = (
+            jnp.asarray(model.transition, jnp.float32),
+            jnp.asarray(model.reward, jnp.float32),
+        )
         self.start, self.terminal = jnp.asarray(model.start, jnp.float32), jnp.asarray(model.terminal)
         self.limit = limit
 

@@ -141,7 +141,9 @@ class NORA(Learner):
         require(self.penalty > 0, f"penalty must be above 0, but is {self.penalty}.")
         ordered = -math.inf < self.min_reward < self.max_reward < math.inf
         require(ordered, f"min_reward={self.min_reward} must be below max_reward={self.max_reward}, and both finite.")
-        require(self.max_return is None or self.max_return > 0, f"max_return must be above 0, but is {self.max_return}.")
+        require(
+            self.max_return is None or self.max_return > 0, f"max_return must be above 0, but is {self.max_return}."
+        )
 
     def limits(self, horizon: int) -> tuple[Float[np.ndarray, "horizon"], Float[np.ndarray, "horizon"]]:
         """The least and the greatest return from each step on; an episode may end at any."""
@@ -252,7 +254,9 @@ class NORA(Learner):
     def update(self, state: NORAState, batch: Trajectory, key: PRNGKeyArray) -> tuple[NORAState, Metrics]:
         """Stores the episodes of the current policy; a switch, if evidence has doubled; one round of the actor."""
         expected = (self.num_envs, state.horizon)
-        require(batch.valid.shape == expected, f"a batch is {batch.valid.shape} episodes by steps, expected {expected}.")
+        require(
+            batch.valid.shape == expected, f"a batch is {batch.valid.shape} episodes by steps, expected {expected}."
+        )
         assert state.epoch is not None
         reward, room = batch.steps.reward, state.room - self.num_envs
         wrong = (reward < self.min_reward - TOLERANCE) | (reward > self.max_reward + TOLERANCE)

@@ -89,7 +89,7 @@ def test_with_enough_data_and_no_bonus_the_critic_is_the_optimal_one():
     episodes, counts = exact_episodes(5_000)
     empirical = dataclasses.replace(MODEL, transition=counts / counts.sum(-1, keepdims=True))
     counted, ridge = (begun(cls(bonus=0.0), episodes).epoch.critic.values for cls in (NORA, Known))
-    np.testing.assert_allclose(counted, empirical.q_within(H), atol=1e-4)  # the optimum of this very data
+    np.testing.assert_allclose(counted, empirical.q_within(H), atol=5e-4)  # the optimum of this very data
     np.testing.assert_allclose(counted, MODEL.q_within(H), atol=1e-3)
     np.testing.assert_allclose(ridge, counted, atol=1e-3)
 
@@ -99,7 +99,7 @@ def test_between_switches_the_critic_stands_still_and_a_switch_makes_the_actor_u
     assert 3 < switched.sum() < len(switched)
     for before, after, new in zip([first, *states], states, switched, strict=False):
         assert new or np.array_equal(before.epoch.critic.values, after.epoch.critic.values)
-    reset = dataclasses.replace(states[-1], epoch=learner.switch(states[-1]))
+    reset = dataclasses.replace(states[-1], epoch=jax.jit(learner.switch)(states[-1]))
     uniform = np.full((H, S, A), 1 / A, np.float32)
     np.testing.assert_array_equal(probabilities(learner, reset), uniform)
     assert not np.allclose(probabilities(learner, states[-1]), uniform, atol=0.1)
@@ -127,7 +127,7 @@ def test_the_critic_does_not_depend_on_the_policy():
 
 
 def test_the_critic_is_optimistic_and_within_bounds():
-    episodes, delta, seeds = 40, 0.05, 200
+    episodes, delta, seeds = 8_000, 0.05, 40
     # Hoeffding on the optimal values, over every pair, step and count
     bonus = np.sqrt(np.log(2 * S * A * H * episodes / delta) / 2)
     learner = NORA(bonus=float(bonus))
@@ -166,12 +166,13 @@ def test_more_data_never_raises_a_bonus():
     twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), few)
     ridge = Ridge(ActionBlocks(A), jnp.asarray(1.0), ActionBlocks(A).size(S))
 
+    @jax.jit
     def width(trajectory):
         steps = dataclasses.replace(trajectory.steps, obs=jax.nn.one_hot(trajectory.steps.obs, S))
         rows = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), Trajectory(steps, trajectory.valid))
         evidence = ridge.add(ridge.start(H), rows.steps, rows.valid)
         phi = jax.vmap(ridge.features)(jnp.eye(S)).reshape(-1, ridge.size)
-        return np.sqrt(np.einsum("nd,hde,ne->hn", phi, np.linalg.inv(evidence), phi))
+        return jnp.sqrt(jnp.einsum("nd,hde,ne->hn", phi, jnp.linalg.inv(evidence), phi))
 
     assert (width(twice) <= width(few) + 1e-6).all() and (width(twice) < width(few)).any()
     counts = [begun(NORA(), t).evidence for t in (few, twice)]
@@ -247,13 +248,14 @@ def test_a_world_without_end_or_with_other_rewards_is_refused():
     with pytest.raises(Diverged, match="reward_in_range"):
         learn(NORA(max_reward=0.01), TimeLimit(FiniteMDP(MODEL, H), H), steps=H * 5, points=1)
     learner, _, states, _ = played()
-    batch = whole_episodes(WORLD, learner.explorer(states[-1]), 1, H, KEY)
-    _, metrics = learner.update(states[-1], batch, KEY)
+    one = jax.jit(lambda s: learner.update(s, whole_episodes(WORLD, learner.explorer(s), 1, H, KEY), KEY)[1])
+    metrics = one(states[-1])
     assert not np.isfinite(metrics["room"]), "sixty episodes were planned, and sixty are over"
 
 
 def test_episodes_that_end_early_are_padded_and_count_once():
-    batch = whole_episodes(canonical(make("four-rooms", max_episode_steps=30)), Random(), 8, 30, KEY)
+    world = canonical(make("four-rooms", max_episode_steps=30))
+    batch = jax.jit(lambda key: whole_episodes(world, Random(), 8, 30, key))(KEY)
     assert batch.valid.shape == (8, 30) and batch.valid[:, 0].all()
     ended = np.asarray(batch.steps.done & batch.valid)
     assert (ended.sum(1) == 1).all()

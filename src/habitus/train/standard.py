@@ -2,8 +2,9 @@
 
 `random` is uniform actions; `medium-replay` the replay buffer up to the point at which the policy
 first earns a third of the best return of the run; `medium` stochastic roll-outs of the policy at that
-point; `expert` those of the best policy; `medium-expert` both. Made in a quarter of an hour, then
-kept in the cache; what was done of it when it was killed is kept there too, and gone on with. The tasks without a simulator of their own are in `habitus.data.maker`.
+point; `expert` those of the best policy; `medium-expert` both. Made in a quarter of an hour or more, then
+kept in the cache; what was done when it was killed is kept there too, and gone on with. The tasks without
+a simulator of their own are in `habitus.data.maker`.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def test_the_critic_does_not_depend_on_the_policy():
 
 
 def test_the_critic_is_optimistic_and_within_bounds():
-    episodes, delta, seeds = 8_000, 0.05, 40
+    episodes, delta, seeds = 8_000, 0.05, 20
     # Hoeffding on the optimal values, over every pair, step and count
     bonus = np.sqrt(np.log(2 * S * A * H * episodes / delta) / 2)
     learner = NORA(bonus=float(bonus))

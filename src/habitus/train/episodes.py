@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -68,8 +69,7 @@ class WholeEpisodes(Source):
 
     @property
     def spec(self) -> Spec:
-        own = self.env.env.spec
-        return Spec(own.observation_space, own.action_space, own.horizon, self.log)
+        return dataclasses.replace(self.env.env.spec, dataset=self.log)
 
     def init(self, explorer: Explorer, key: PRNGKeyArray) -> Any:
         if isinstance(self.env, HostEnv):

@@ -105,7 +105,8 @@ class NORAState(eqx.Module):
 
     def add(self, episodes: Trajectory) -> NORAState:
         """With further episodes [episodes, horizon]."""
-        rows = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), episodes)
+        plain = dataclasses.replace(episodes, steps=dataclasses.replace(episodes.steps, cost=None))
+        rows = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), plain)
 
         def write(store: Array, new: Array) -> Array:
             return jax.lax.dynamic_update_slice_in_dim(store, jnp.asarray(new, store.dtype), self.stored, 1)
@@ -175,7 +176,7 @@ class NORA(Learner):
         """The first state, given the episodes of a log [episodes, horizon], if there are any."""
         assert spec.horizon is not None and spec.updates is not None
         capacity = spec.updates * self.num_envs + (0 if logged is None else logged.valid.shape[0])
-        blank = empty_transitions(spec, spec.horizon * capacity)
+        blank = dataclasses.replace(empty_transitions(spec, spec.horizon * capacity), cost=None)
         regression = self.regression(spec)
         state = NORAState(
             steps=jax.tree.map(lambda x: x.reshape(spec.horizon, capacity, *x.shape[1:]), blank),

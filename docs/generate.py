@@ -11,9 +11,11 @@ from typing import Any
 
 from habitus.claims.comparison import NAME, page
 from habitus.core.card import Card, cards
+from habitus.measure import standard_sets
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+BEGIN, END = "<!-- standard sets: made from results/ by make docs -->", "<!-- end of standard sets -->"
 
 
 def result(slug: str) -> dict[str, Any] | None:
@@ -169,6 +171,10 @@ def main() -> None:
     (HERE / "methods.md").write_text(index_page())
     if compared := result(NAME):
         (HERE / "offline.md").write_text(page(compared))
+    if found := result(standard_sets.NAME):
+        path = HERE / "guide" / "data.md"
+        before, after = path.read_text().split(BEGIN)[0], path.read_text().split(END)[1]
+        path.write_text(f"{before}{BEGIN}\n\n{standard_sets.table(found)}\n\n{END}{after}")
     for card in cards().values():
         (HERE / "methods" / f"{card.slug}.md").write_text(method_page(card))
 

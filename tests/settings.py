@@ -26,6 +26,7 @@ from habitus.core.spec import Spec
 from habitus.core.trees import take
 from habitus.data.dataset import Dataset
 from habitus.data.source import DatasetSource
+from habitus.train.episodes import WholeEpisodes
 from habitus.train.sources import Replay, Rollouts
 
 # hyperparameters that make any learner small and quick, where it has them
@@ -55,6 +56,7 @@ TINY = {
     "inner_steps": 4,
     "value_epochs": 2,
     "value_batch_size": 64,
+    "min_reward": -1.0,
 }
 # how strongly it is held to the log: weakly here, as the log of those who estimate values is random
 LOOSE = {
@@ -130,6 +132,10 @@ BAD = {
     "threshold": (-0.1, 1.1),
     "epsilon_start": (-0.1, 1.1),
     "epsilon_end": (-0.1, 1.1),
+    "bonus": (-0.1,),
+    "min_reward": (1.0, float("-inf")),
+    "max_reward": (0.0, float("inf")),
+    "max_return": (0.0,),
 } | dict.fromkeys(
     (
         "batch_size", "epochs", "minibatch_size", "value_epochs", "value_batch_size", "inner_steps", "num_envs",
@@ -294,6 +300,8 @@ def source(data: str, kind: str, cls: type[Learner], window: int | None) -> Sour
         given = log(kind, expert="value" not in map(ROLES.get, cls.trains))
         return DatasetSource(given, TINY["batch_size"], window, from_start=cls.from_start)
     world = Identity(kind)
+    if cls.episodic:
+        return WholeEpisodes(world, TINY["num_envs"])
     if cls.on_policy:
         return Rollouts(world, TINY["num_envs"], TINY["rollout_length"])
     if cls.sides:

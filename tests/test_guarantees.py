@@ -261,8 +261,9 @@ def test_a_bad_hyperparameter_is_refused_where_it_is_given(slug):
         for value in (*BAD.get(name, ()), *([float("nan")] if real and name in BAD else [])):
             with pytest.raises(ConfigError, match=name):
                 cls(**{name: value})
-    with pytest.raises(ConfigError, match="hidden layers must have 1 unit or more"):
-        cls(hidden=(8, 0))
+    if "hidden" in cls.__dataclass_fields__:
+        with pytest.raises(ConfigError, match="hidden layers must have 1 unit or more"):
+            cls(hidden=(8, 0))
 
 
 @every_learner

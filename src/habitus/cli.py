@@ -67,10 +67,15 @@ def _parser() -> argparse.ArgumentParser:
     data = command("data", lambda _: data.print_help(), "make, inspect and convert data sets")
     kinds = data.add_subparsers(metavar="ACTION")
     sub = command("make", _data_make, "make a standard data set", kinds)
-    sub.add_argument("name", help="such as pendulum-medium or hopper-medium-replay")
+    sub.add_argument(
+        "name", help="such as pendulum-medium or hopper-medium-replay; a task, such as hopper, for all of its sets"
+    )
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--size", type=int, help="rows")
     sub.add_argument("--out", type=Path, help="where to write it; by default the cache")
+    sub = command("table", _data_table, "what each standard data set holds", kinds)
+    sub.add_argument("tasks", nargs="*", help="such as hopper; all by default")
+    sub.add_argument("--out", type=Path, help="folder for standard-sets.json")
     sub = command("inspect", _data_inspect, "what a data set holds, what is wrong with it, what suits it", kinds)
     sub.add_argument("data")
     sub = command("convert", _data_convert, "write a data set in another format", kinds)
@@ -219,12 +224,25 @@ def _measure(args: argparse.Namespace) -> None:
 
 def _data_make(args: argparse.Namespace) -> None:
     from habitus.data.io import save
-    from habitus.train.standard import make_offline, split_name
+    from habitus.train.standard import make_offline, split_name, splits_of, tasks
 
-    dataset = make_offline(*split_name(args.name), args.seed, args.size)
-    print(dataset)
+    whole = args.name in tasks()
+    if whole and args.out:
+        raise ConfigError(
+            f"{args.name} is a task of several data sets; with --out name one, such as {args.name}-expert."
+        )
+    wanted = [(args.name, split) for split in splits_of(args.name)] if whole else [split_name(args.name)]
+    for task, split in wanted:
+        dataset = make_offline(task, split, args.seed, args.size, quiet=False)
+        print(dataset)
     if args.out:
         print(save(dataset, args.out))
+
+
+def _data_table(args: argparse.Namespace) -> None:
+    from habitus.measure.standard_sets import describe_sets
+
+    describe_sets(args.tasks or None, args.out, lambda line: print(line, flush=True))
 
 
 def _data_inspect(args: argparse.Namespace) -> None:

@@ -190,12 +190,17 @@ class Learner(eqx.Module):
         sides: whether it learns from a world and a log at once, told apart (`Sides`).
         continues: slugs of other learners whose runs this one can go on from (`warm_start`).
         from_start: whether its windows begin where episodes do (see `window`).
+        episodic: whether it learns from whole episodes of its own, each from its start: a batch is then
+            a `Trajectory` [episodes, horizon]. Implies `on_policy`.
+        takes_log: whether an on-policy learner can be given a log besides, as `Spec.dataset`.
     """
 
     on_policy: ClassVar[bool] = False
     trains: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     sides: ClassVar[bool] = False
     continues: ClassVar[tuple[str, ...]] = ()
+    episodic: ClassVar[bool] = False
+    takes_log: ClassVar[bool] = False
     from_start: ClassVar[bool] = False
 
     @property

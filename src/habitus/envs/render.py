@@ -14,6 +14,7 @@ from habitus.envs.worlds.acrobot import Acrobot
 from habitus.envs.worlds.bit_flip import BitFlip
 from habitus.envs.worlds.cartpole import CartPole
 from habitus.envs.worlds.cartpole_swingup import CartPoleSwingUp
+from habitus.envs.worlds.finite import CombinationLock, FiniteMDP, LinearMDP
 from habitus.envs.worlds.four_rooms import GOAL, SIZE, WALLS, FourRooms
 from habitus.envs.worlds.keydoor import HEADINGS, OPEN, KeyDoor
 from habitus.envs.worlds.mountaincar_continuous import MountainCarContinuous
@@ -126,6 +127,16 @@ def _bit_flip(env: BitFlip, state: np.ndarray, canvas: np.ndarray) -> None:
         _line(canvas, centre, centre, step / 3, (GOAL_COLOUR if row else BODY) if bit else FAINT)
 
 
+def _finite(env: FiniteMDP, state: np.ndarray, canvas: np.ndarray) -> None:
+    states = env.observation_space.n
+    rows = 3 if isinstance(env, CombinationLock) else int(np.ceil(np.sqrt(states)))
+    step = WIDTH / (-(-int(states) // rows) + 1)
+    for i in range(int(states)):
+        column, row = divmod(i, rows)
+        centre = ((column + 1) * step, HEIGHT / 2 + (row - (rows - 1) / 2) * step)
+        _line(canvas, centre, centre, step / 3, BODY if i == int(state[0]) else FAINT)
+
+
 def _polar(origin: Point, length: float, angle: float) -> Point:
     """The point at `length` pixels from `origin`, at an angle from upright that grows anticlockwise."""
     return origin[0] - length * float(np.sin(angle)), origin[1] - length * float(np.cos(angle))
@@ -166,4 +177,7 @@ DRAWINGS: dict[type[Env], Callable[[Any, np.ndarray, np.ndarray], None]] = {
     FourRooms: _four_rooms,
     BitFlip: _bit_flip,
     KeyDoor: _keydoor,
+    FiniteMDP: _finite,
+    CombinationLock: _finite,
+    LinearMDP: _finite,
 }

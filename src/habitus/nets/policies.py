@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from habitus.core.protocols import Policy
+from habitus.core.trees import take
 from habitus.nets.distributions import Distribution
 from habitus.nets.normalise import Standardiser
 
@@ -88,3 +90,22 @@ class Normalised(Policy):
 
     def __call__(self, obs: Array, carry: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
         return self.policy(self.normaliser(obs), carry, key)
+
+
+class ByStep(Policy):
+    """Another policy at each step of an episode; the carry counts the steps. Beyond the last one, the last.
+
+    Attributes:
+        policies: memoryless ones, stacked along a leading axis.
+        horizon: how many.
+    """
+
+    policies: Policy
+    horizon: int = eqx.field(static=True)
+
+    def init(self) -> Int[Array, ""]:
+        return jnp.zeros((), jnp.int32)
+
+    def __call__(self, obs: Array, carry: Int[Array, ""], key: PRNGKeyArray) -> tuple[Array, Int[Array, ""]]:
+        policy = take(self.policies, jnp.minimum(carry, self.horizon - 1))
+        return policy(obs, (), key)[0], carry + 1

@@ -12,6 +12,7 @@ from habitus.core.protocols import Env, HostEnv, Learner, Source, hyperparameter
 from habitus.data.dataset import Dataset
 from habitus.data.source import DatasetSource
 from habitus.envs.registry import make, name_of
+from habitus.train.episodes import WholeEpisodes
 from habitus.train.sources import Replay, Rollouts
 
 
@@ -105,8 +106,10 @@ def make_source(
     num_envs = options.get("num_envs", getattr(learner, "num_envs", 1))
     world = make(env, num_envs=num_envs) if not isinstance(env, (Env, HostEnv)) else env
     if learner.on_policy:
-        if dataset is not None:
+        if dataset is not None and not learner.takes_log:
             raise ConfigError(f"{slug_of(learner)} learns from its own actions; it cannot mix in a log.")
+        if learner.episodic:
+            return WholeEpisodes(world, **({"num_envs": num_envs, "log": dataset} | options)), world
         defaults = {"num_envs": num_envs, "length": getattr(learner, "rollout_length", 128)}
         return Rollouts(world, **(defaults | options)), world
     _check_window(learner, None, "a replay of env=...")

@@ -188,6 +188,8 @@ class Learner(eqx.Module):
         trains: for each network in the state, the losses whose gradient reaches it. A loss is a
             method `(network, state, batch, key) -> (loss, metrics)` of that name.
         sides: whether it learns from a world and a log at once, told apart (`Sides`).
+        episodic: whether batches must be of whole episodes from their first step on, [time, episode]
+            of the world and [episode, time] of a log; then it has a field `num_envs`.
         continues: slugs of other learners whose runs this one can go on from (`warm_start`).
         from_start: whether its windows begin where episodes do (see `window`).
     """
@@ -195,6 +197,7 @@ class Learner(eqx.Module):
     on_policy: ClassVar[bool] = False
     trains: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     sides: ClassVar[bool] = False
+    episodic: ClassVar[bool] = False
     continues: ClassVar[tuple[str, ...]] = ()
     from_start: ClassVar[bool] = False
 

@@ -19,6 +19,7 @@ from habitus.envs.worlds.acrobot import Acrobot
 from habitus.envs.worlds.bit_flip import BitFlip
 from habitus.envs.worlds.cartpole import CartPole
 from habitus.envs.worlds.cartpole_swingup import CartPoleSwingUp
+from habitus.envs.worlds.combination_lock import CombinationLock
 from habitus.envs.worlds.four_rooms import FourRooms
 from habitus.envs.worlds.icu5 import ICU5
 from habitus.envs.worlds.keydoor import KeyDoor
@@ -39,6 +40,7 @@ BUILT_IN: dict[str, tuple[type[Env], int | str]] = {
     "bit-flip": (BitFlip, "bits"),
     "keydoor": (KeyDoor, "limit"),
     "icu5": (ICU5, 20),
+    "combination-lock": (CombinationLock, "length"),
 }
 
 World = str | Env | HostEnv | gymnasium.Env | Callable[[], gymnasium.Env]

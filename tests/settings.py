@@ -55,6 +55,7 @@ TINY = {
     "minibatch_size": 64,
     "inner_steps": 4,
     "value_epochs": 2,
+    "value_samples": 4,
     "value_batch_size": 64,
 }
 # how strongly it is held to the log: weakly here, as the log of those who estimate values is random
@@ -72,6 +73,8 @@ PLAIN_OF = {
     "cql-discrete": {"alpha": 0.0},
     "h2o": {"penalty": 0.0},
     "uni-o4": {"clone_share": 0.01, "improve_share": 0.01},
+    "hnpg": {"value_learning_rate": 3e-3, "gae_lambda": 1.0},
+    "trpo-stepwise": {"value_learning_rate": 3e-3, "gae_lambda": 1.0},
 }
 
 # what each network that a learner may train is for
@@ -98,6 +101,9 @@ BAD = {
     "improve_share": (0.0, 1.0),
     "diversity": (-0.1,),
     "penalty": (-0.1,),
+    "max_kl": (0.0,),
+    "damping": (-0.1,),
+    "offline_weight": (-0.1,),
     "gap_noise": (-0.1,),
     "input_noise": (-0.1,),
     "min_weight": (-0.1,),
@@ -135,6 +141,7 @@ BAD = {
     (
         "batch_size", "epochs", "minibatch_size", "value_epochs", "value_batch_size", "inner_steps", "num_envs",
         "rollout_length", "actor_delay", "target_period", "copy_period", "epsilon_updates", "samples",
+        "cg_steps", "backtracks", "value_samples",
         "neighbours", "max_pairs", "policies", "models", "gate_every", "gate_starts", "gate_horizon",
     ),
     (0,),

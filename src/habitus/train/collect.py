@@ -71,8 +71,7 @@ class EpisodeTally(eqx.Module):
 
     def forget(self) -> EpisodeTally:
         """The tally without the episodes that are under way, as they are given up."""
-        ret, length = jnp.zeros_like(self.ret), jnp.zeros_like(self.length)
-        return EpisodeTally(ret, length, self.total_return, self.total_length, self.finished)
+        return eqx.tree_at(lambda t: (t.ret, t.length), self, (jnp.zeros_like(self.ret), jnp.zeros_like(self.length)))
 
     def report(self) -> tuple[EpisodeTally, Metrics]:
         """Mean return and length of the episodes finished since the last report, and each mean cost of a step.

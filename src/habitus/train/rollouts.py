@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -80,9 +81,7 @@ class Rollouts(Source):
     @property
     def spec(self) -> Spec:
         own = self.env.env.spec
-        if self.beside is None:
-            return own
-        return Spec(own.observation_space, own.action_space, own.horizon, self.beside.spec.dataset)
+        return own if self.beside is None else dataclasses.replace(own, dataset=self.beside.spec.dataset)
 
     def init(self, explorer: Explorer, key: PRNGKeyArray) -> Any:
         own: Any

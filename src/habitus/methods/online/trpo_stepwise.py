@@ -86,9 +86,9 @@ class Improvement(eqx.Module):
 
     obs: Array
     action: Array
-    log_prob: Float[Array, "batch"]
-    advantage: Float[Array, "batch"]
-    weight: Float[Array, "batch"]
+    log_prob: Float[Array, "*steps batch"]
+    advantage: Float[Array, "*steps batch"]
+    weight: Float[Array, "*steps batch"]
 
 
 class InTurn(Policy):

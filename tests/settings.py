@@ -20,14 +20,15 @@ from gymnasium import spaces
 
 from habitus.core.card import Card, cards
 from habitus.core.errors import SpaceMismatch
-from habitus.core.experience import Step, Trajectory, Transition
+from habitus.core.experience import Sides, Step, Trajectory, Transition
 from habitus.core.protocols import Env, Learner, Policy, Source
 from habitus.core.spec import Spec
 from habitus.core.trees import take
 from habitus.data.dataset import Dataset
 from habitus.data.source import DatasetSource
 from habitus.train.episodes import WholeEpisodes
-from habitus.train.sources import Replay, Rollouts
+from habitus.train.rollouts import Rollouts
+from habitus.train.sources import Replay
 
 # hyperparameters that make any learner small and quick, where it has them
 TINY = {
@@ -55,6 +56,7 @@ TINY = {
     "minibatch_size": 64,
     "inner_steps": 4,
     "value_epochs": 2,
+    "value_samples": 4,
     "value_batch_size": 64,
     "min_reward": -1.0,
 }
@@ -73,6 +75,8 @@ PLAIN_OF = {
     "cql-discrete": {"alpha": 0.0},
     "h2o": {"penalty": 0.0},
     "uni-o4": {"clone_share": 0.01, "improve_share": 0.01},
+    "hnpg": {"value_learning_rate": 3e-3, "gae_lambda": 1.0},
+    "trpo-stepwise": {"value_learning_rate": 3e-3, "gae_lambda": 1.0},
 }
 
 # what each network that a learner may train is for
@@ -99,6 +103,9 @@ BAD = {
     "improve_share": (0.0, 1.0),
     "diversity": (-0.1,),
     "penalty": (-0.1,),
+    "max_kl": (0.0,),
+    "damping": (-0.1,),
+    "offline_weight": (-0.1,),
     "gap_noise": (-0.1,),
     "input_noise": (-0.1,),
     "min_weight": (-0.1,),
@@ -140,6 +147,7 @@ BAD = {
     (
         "batch_size", "epochs", "minibatch_size", "value_epochs", "value_batch_size", "inner_steps", "num_envs",
         "rollout_length", "actor_delay", "target_period", "copy_period", "epsilon_updates", "samples",
+        "cg_steps", "backtracks", "value_samples",
         "neighbours", "max_pairs", "policies", "models", "gate_every", "gate_starts", "gate_horizon",
     ),
     (0,),
@@ -302,6 +310,13 @@ def source(data: str, kind: str, cls: type[Learner], window: int | None) -> Sour
     world = Identity(kind)
     if cls.episodic:
         return WholeEpisodes(world, TINY["num_envs"])
+    if cls.on_policy and cls.from_start:
+        envs = TINY["num_envs"] * TINY["rollout_length"]
+        rows = DatasetSource(log(kind, expert=False), envs, window=1, from_start=True) if cls.sides else None
+        return Rollouts(world, envs, 1, fresh=True, beside=rows)
+    if cls.on_policy and cls.sides:
+        rows = DatasetSource(log(kind, expert=False), TINY["batch_size"])
+        return Rollouts(world, TINY["num_envs"], TINY["rollout_length"], beside=rows)
     if cls.on_policy:
         return Rollouts(world, TINY["num_envs"], TINY["rollout_length"])
     if cls.sides:
@@ -322,16 +337,32 @@ def mean_reward(policy: Policy, kind: str):
     return jax.vmap(one)(codes, keys).mean()
 
 
-def two_states(kind: str, on_policy: bool, ends_as: str) -> Transition:
+def given_two_states(
+    cls: type[Learner], kind: str, window: int | None, ends_as: str
+) -> Transition | Trajectory | Sides:
+    """The batch that a learner of this class gets of `two_states`."""
+    if window:
+        return in_windows(two_states(kind, (128,), ends_as), window)
+    if cls.episodic:
+        own = two_states(kind, (2, 64), ends_as)
+        steps = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), own)
+        time = jnp.broadcast_to(jnp.arange(2), (64, 2))
+        logged = Trajectory(steps, jnp.ones((64, 2), bool), time, 2.0 - time)
+        return Sides(own, logged) if cls.sides else own
+    own = two_states(kind, (16, 8) if cls.on_policy else (128,), ends_as)
+    return Sides(own, two_states(kind, (128,), ends_as)) if cls.sides else own
+
+
+def two_states(kind: str, shape: tuple[int, ...], ends_as: str) -> Transition:
     """A world that goes from one state to another, pays 1 for every step, and is cut after two.
 
     Args:
+        shape: [rows], or [time, env].
         ends_as: 'truncated' or 'terminated'.
 
     Returns:
-        transitions [128], or [time, env] if `on_policy`, in canonical form.
+        transitions in canonical form.
     """
-    shape = (16, 8) if on_policy else (128,)
     time = jnp.broadcast_to(jnp.arange(shape[0]).reshape(-1, *(1,) * (len(shape) - 1)), shape)
     second, key = time % 2 == 1, jax.random.key(0)
     if kind == "discrete":

@@ -71,11 +71,11 @@ class Sides(eqx.Module):
 
     Attributes:
         own: collected by the explorer.
-        logged: from a log.
+        logged: from a log; windows of it if whole episodes are asked for.
     """
 
     own: Transition
-    logged: Transition
+    logged: Transition | Trajectory
 
     @property
     def union(self) -> Transition:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from habitus.core.errors import ConfigError
 from habitus.core.experience import Trajectory, Transition
-from habitus.core.protocols import Policy, Source
+from habitus.core.protocols import Explorer, Source
 from habitus.core.spec import Spec
 from habitus.core.trees import take
 from habitus.data.dataset import Dataset
@@ -97,13 +97,13 @@ class DatasetSource(Source):
         """The contract of the log, which takes part in it."""
         return self.dataset.spec
 
-    def init(self, explorer: Policy | None, key: PRNGKeyArray) -> tuple[()]:
+    def init(self, explorer: Explorer, key: PRNGKeyArray) -> tuple[()]:
         """Nothing to remember."""
         del explorer, key
         return ()
 
     def draw(
-        self, state: tuple[()], explorer: Policy | None, key: PRNGKeyArray
+        self, state: tuple[()], explorer: Explorer, key: PRNGKeyArray
     ) -> tuple[tuple[()], Transition | Trajectory]:
         """A batch; `explorer` does not take part."""
         del explorer

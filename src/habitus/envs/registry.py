@@ -19,7 +19,8 @@ from habitus.envs.worlds.acrobot import Acrobot
 from habitus.envs.worlds.bit_flip import BitFlip
 from habitus.envs.worlds.cartpole import CartPole
 from habitus.envs.worlds.cartpole_swingup import CartPoleSwingUp
-from habitus.envs.worlds.finite import CombinationLock, LinearMDP
+from habitus.envs.worlds.combination_lock import CombinationLock
+from habitus.envs.worlds.finite import LinearMDP, TabularLock
 from habitus.envs.worlds.four_rooms import FourRooms
 from habitus.envs.worlds.icu5 import ICU5
 from habitus.envs.worlds.keydoor import KeyDoor
@@ -40,7 +41,8 @@ BUILT_IN: dict[str, tuple[type[Env], int | str]] = {
     "bit-flip": (BitFlip, "bits"),
     "keydoor": (KeyDoor, "limit"),
     "icu5": (ICU5, 20),
-    "combination-lock": (CombinationLock, "limit"),
+    "combination-lock": (CombinationLock, "length"),
+    "tabular-lock": (TabularLock, "limit"),
     "linear-mdp": (LinearMDP, "limit"),
 }
 

@@ -14,7 +14,7 @@ from habitus.envs.worlds.acrobot import Acrobot
 from habitus.envs.worlds.bit_flip import BitFlip
 from habitus.envs.worlds.cartpole import CartPole
 from habitus.envs.worlds.cartpole_swingup import CartPoleSwingUp
-from habitus.envs.worlds.finite import CombinationLock, FiniteMDP, LinearMDP
+from habitus.envs.worlds.finite import FiniteMDP, LinearMDP, TabularLock
 from habitus.envs.worlds.four_rooms import GOAL, SIZE, WALLS, FourRooms
 from habitus.envs.worlds.keydoor import HEADINGS, OPEN, KeyDoor
 from habitus.envs.worlds.mountaincar_continuous import MountainCarContinuous
@@ -129,7 +129,7 @@ def _bit_flip(env: BitFlip, state: np.ndarray, canvas: np.ndarray) -> None:
 
 def _finite(env: FiniteMDP, state: np.ndarray, canvas: np.ndarray) -> None:
     states = env.observation_space.n
-    rows = 3 if isinstance(env, CombinationLock) else int(np.ceil(np.sqrt(states)))
+    rows = 3 if isinstance(env, TabularLock) else int(np.ceil(np.sqrt(states)))
     step = WIDTH / (-(-int(states) // rows) + 1)
     for i in range(int(states)):
         column, row = divmod(i, rows)
@@ -178,6 +178,6 @@ DRAWINGS: dict[type[Env], Callable[[Any, np.ndarray, np.ndarray], None]] = {
     BitFlip: _bit_flip,
     KeyDoor: _keydoor,
     FiniteMDP: _finite,
-    CombinationLock: _finite,
+    TabularLock: _finite,
     LinearMDP: _finite,
 }

@@ -77,6 +77,13 @@ class Critic(eqx.Module):
         return self.mlp(jnp.concatenate([self.encoder(obs), action]))[0]
 
 
+def shrink_head(net: Net, factor: float, mlp: Callable[[Net], MLP]) -> Net:
+    """The network with the last weights of one of its dense parts multiplied by `factor`, and no bias there."""
+    last = mlp(net).layers[-1]
+    quiet = eqx.tree_at(lambda x: (x.weight, x.bias), last, (factor * last.weight, jnp.zeros_like(last.bias)))
+    return eqx.tree_at(lambda n: mlp(n).layers[-1], net, quiet)
+
+
 class DiscreteCritic(eqx.Module):
     """Q(s, .) for discrete actions: one observation to a value for each action."""
 

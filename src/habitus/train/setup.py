@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from habitus.data.dataset import Dataset
 from habitus.data.source import DatasetSource
 from habitus.envs.registry import make, name_of
 from habitus.train.episodes import WholeEpisodes
-from habitus.train.sources import Replay, Rollouts
+from habitus.train.rollouts import Rollouts
+from habitus.train.sources import Replay
 
 
 def entry(slug: str) -> Any:
@@ -106,12 +108,11 @@ def make_source(
     num_envs = options.get("num_envs", getattr(learner, "num_envs", 1))
     world = make(env, num_envs=num_envs) if not isinstance(env, (Env, HostEnv)) else env
     if learner.on_policy:
-        if dataset is not None and not learner.takes_log:
+        if dataset is not None and not (learner.sides or learner.takes_log):
             raise ConfigError(f"{slug_of(learner)} learns from its own actions; it cannot mix in a log.")
         if learner.episodic:
             return WholeEpisodes(world, **({"num_envs": num_envs, "log": dataset} | options)), world
-        defaults = {"num_envs": num_envs, "length": getattr(learner, "rollout_length", 128)}
-        return Rollouts(world, **(defaults | options)), world
+        return _rollouts(learner, world, dataset, {"num_envs": num_envs} | options), world
     _check_window(learner, None, "a replay of env=...")
     defaults = {"batch_size": _batch_size(learner), "prefill": dataset, "mix": 0.5 if mix is None else mix}
     defaults |= {"explore": "policy" if warm else "uniform", "apart": learner.sides}
@@ -128,6 +129,25 @@ def _check_window(learner: Learner, window: int | None, given: str) -> None:
             f"{slug_of(learner)} learns from {kinds[0]}, but {given} gives {kinds[1]}; "
             + ("leave window out." if wanted is None else remedy)
         )
+
+
+def _rollouts(learner: Learner, world: Env | HostEnv, log: Dataset | None, options: dict[str, Any]) -> Rollouts:
+    """Fresh experience, and a log beside it for a learner of both; `options` of either source."""
+    if learner.from_start:
+        if world.horizon is None:
+            raise ConfigError(
+                f"{slug_of(learner)} needs episodes of a known length, but the world has no horizon; "
+                "wrap it in TimeLimit, or give max_episode_steps to make."
+            )
+        defaults: dict[str, Any] = {"length": world.horizon, "fresh": True}
+        log_defaults = {"batch_size": options["num_envs"], "window": world.horizon, "from_start": True}
+    else:
+        defaults = {"length": getattr(learner, "rollout_length", 128)}
+        log_defaults = {"batch_size": _batch_size(learner)}
+    theirs = {k: v for k, v in options.items() if k in signature(DatasetSource).parameters}
+    ours = {k: v for k, v in options.items() if k not in theirs}
+    beside = None if log is None else DatasetSource(log, **(log_defaults | theirs))
+    return Rollouts(world, beside=beside, **(defaults | ours))
 
 
 def _batch_size(learner: Learner) -> int:
@@ -168,4 +188,6 @@ def _plain(value: Any) -> Any:
         return name_of(value)
     if isinstance(value, Dataset):
         return {"name": value.name, "rows": len(value), "episodes": len(value.starts)}
+    if isinstance(value, Source):
+        return {"kind": type(value).__name__} | {k: _plain(v) for k, v in hyperparameters(value).items()}
     return float(value) if getattr(value, "shape", None) == () else None

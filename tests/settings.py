@@ -78,6 +78,7 @@ ROLES = {
     "log_temperature": "weight",
     "critic": "value",
     "value": "value",
+    "cost_critic": "value",
     "vae": "generator",
     "balance": "weight",
     "discriminators": "model",
@@ -95,6 +96,14 @@ BAD = {
     "improve_share": (0.0, 1.0),
     "diversity": (-0.1,),
     "penalty": (-0.1,),
+    "limit": (-0.1,),
+    "max_kl": (0.0,),
+    "damping": (-0.1,),
+    "outside": (0.0, 1.0),
+    "bandwidth": (0.0,),
+    "cg_steps": (0,),
+    "backtracks": (0,),
+    "max_rows": (0,),
     "gap_noise": (-0.1,),
     "input_noise": (-0.1,),
     "min_weight": (-0.1,),
@@ -136,7 +145,7 @@ BAD = {
     ),
     (0,),
 )  # fmt: skip
-ANY = {"target_entropy"}  # numeric hyperparameters of which every finite value makes sense
+ANY = {"target_entropy", "first_log_std"}  # numeric hyperparameters of which every finite value makes sense
 
 SPACES = {"continuous": spaces.Box(-2, 2, (1,)), "discrete": spaces.Discrete(2, start=3)}
 
@@ -145,6 +154,11 @@ class Identity(Env):
     """Shows one of two codes and ends; the best action repeats the code. Its return is then 0, less otherwise."""
 
     kind: str = eqx.field(static=True)
+    costly: bool = eqx.field(static=True, default=False)  # whether it reports a cost, of 0
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        return ("nothing",) if self.costly else ()
 
     @property
     def observation_space(self) -> spaces.Space:
@@ -163,8 +177,9 @@ class Identity(Env):
         return code, jax.nn.one_hot(code, 2)
 
     def step(self, state, action, key):
+        info = {"cost": jnp.zeros(1)} if self.costly else {}
         return state, Step(
-            jax.nn.one_hot(state, 2), reward(self.kind, state, action), jnp.array(True), jnp.array(False)
+            jax.nn.one_hot(state, 2), reward(self.kind, state, action), jnp.array(True), jnp.array(False), info
         )
 
 
@@ -290,7 +305,7 @@ def source(data: str, kind: str, cls: type[Learner]) -> Source:
     if data == "log":
         # who estimates no values can only be as good as the log
         return DatasetSource(log(kind, expert="value" not in map(ROLES.get, cls.trains)), TINY["batch_size"])
-    world = Identity(kind)
+    world = Identity(kind, cls.constrained)
     if cls.on_policy:
         return Rollouts(world, TINY["num_envs"], TINY["rollout_length"])
     if cls.sides:
@@ -311,11 +326,12 @@ def mean_reward(policy: Policy, kind: str):
     return jax.vmap(one)(codes, keys).mean()
 
 
-def two_states(kind: str, on_policy: bool, ends_as: str) -> Transition:
+def two_states(kind: str, on_policy: bool, ends_as: str, costly: bool = False) -> Transition:
     """A world that goes from one state to another, pays 1 for every step, and is cut after two.
 
     Args:
         ends_as: 'truncated' or 'terminated'.
+        costly: whether every step costs 1 as well.
 
     Returns:
         transitions [128], or [time, env] if `on_policy`, in canonical form.
@@ -335,6 +351,7 @@ def two_states(kind: str, on_policy: bool, ends_as: str) -> Transition:
         terminated=second & (ends_as == "terminated"),
         truncated=second & (ends_as == "truncated"),
         next_obs=jax.nn.one_hot(1 - state, 2),
+        cost=jnp.ones((*shape, 1)) if costly else None,
     )
 
 

@@ -37,6 +37,7 @@ from settings import (
 from habitus.core.card import cards
 from habitus.core.errors import ConfigError, SpaceMismatch
 from habitus.core.experience import Sides
+from habitus.core.protocols import Learner
 from habitus.core.trees import is_array, trainable
 from habitus.nets.heads import DiscreteCritic, Ensemble, Value
 from habitus.nets.losses import pick
@@ -98,7 +99,7 @@ def test_a_truncated_episode_bootstraps_and_a_terminated_one_does_not(setting):
     learner = setting.make(**PLAIN, **PLAIN_OF.get(setting.slug, {}))
     known = {"truncated": (2.0, 2.0), "terminated": (1.5, 1.0)}  # 1 / (1 - 1/2); 1 + 1/2, and 1
     for ends_as, (first, second) in known.items():
-        batch = two_states(setting.kind, setting.cls.on_policy, ends_as)
+        batch = two_states(setting.kind, setting.cls.on_policy, ends_as, setting.cls.constrained)
         given = Sides(batch, batch) if setting.cls.sides else batch
         state = run_updates(learner, learner.init(planned(setting), jax.random.key(0)), given, 500)
         seen = jax.tree.map(lambda x: x.reshape(128, *x.shape[2:]), batch) if setting.cls.on_policy else batch
@@ -181,7 +182,7 @@ def look_into(setting, monkeypatch) -> dict[tuple[str, str], dict]:
         return after
 
     for module in {sys.modules[cls.__module__] for cls in setting.cls.__mro__}:
-        for step in ("descend", "trust_region_step"):
+        for step in ("descend", "trust_region_step", "constrained_step"):
             if hasattr(module, step):
                 monkeypatch.setattr(module, step, partial(recorded, getattr(module, step)))
     monkeypatch.setattr(jax.lax, "scan", partial(looped, owner_of=owner_of, own=own))
@@ -284,7 +285,7 @@ def test_actions_that_it_cannot_take_are_refused_before_anything_is_compiled(slu
 
 def test_a_learner_that_must_act_refuses_a_log():
     for slug, (_, cls) in learners().items():
-        if cls.on_policy:
+        if cls.on_policy and cls.world is Learner.world:
             with pytest.raises(ConfigError, match="its own actions"):
                 learn(slug, log("discrete", expert=False))
 

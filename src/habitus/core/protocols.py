@@ -179,12 +179,14 @@ class Learner(eqx.Module):
         trains: for each network in the state, the losses whose gradient reaches it. A loss is a
             method `(network, state, batch, key) -> (loss, metrics)` of that name.
         sides: whether it learns from a world and a log at once, told apart (`Sides`).
+        constrained: whether it keeps costs below a limit, so that its transitions must come with costs.
         continues: slugs of other learners whose runs this one can go on from (`warm_start`).
     """
 
     on_policy: ClassVar[bool] = False
     trains: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     sides: ClassVar[bool] = False
+    constrained: ClassVar[bool] = False
     continues: ClassVar[tuple[str, ...]] = ()
 
     def __check_init__(self) -> None:
@@ -210,6 +212,13 @@ class Learner(eqx.Module):
             earlier: the last state of a run of this learner, or of one of those that it `continues`.
         """
         return earlier
+
+    def world(self, log: Any) -> Env | None:
+        """The world that it builds from a log (a `Dataset`), for a learner that acts in one; None where it does not.
+
+        `learn` asks for it where the learner acts and is given a log and no world.
+        """
+        return None
 
     def explorer(self, state: PyTree) -> Policy:
         """What collects; the policy unless the method says otherwise."""

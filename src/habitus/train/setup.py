@@ -96,6 +96,8 @@ def make_source(
         if dataset is None:
             raise ConfigError("learn() needs something to learn from: a source, env=... or data=...")
         if learner.on_policy:
+            if (built := learner.world(dataset)) is not None:
+                return make_source(learner, None, built, None, None, options)[0], _home(dataset)
             raise ConfigError(f"{slug_of(learner)} learns from its own actions, so it needs env=..., not only a log.")
         return DatasetSource(dataset, **({"batch_size": _batch_size(learner)} | options)), _home(dataset)
     num_envs = options.get("num_envs", getattr(learner, "num_envs", 1))

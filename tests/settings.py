@@ -86,6 +86,7 @@ ROLES = {
     "log_temperature": "weight",
     "critic": "value",
     "value": "value",
+    "cost_critic": "value",
     "vae": "generator",
     "balance": "weight",
     "discriminators": "model",
@@ -103,9 +104,15 @@ BAD = {
     "improve_share": (0.0, 1.0),
     "diversity": (-0.1,),
     "penalty": (-0.1,),
+    "offline_weight": (-0.1,),
+    "limit": (-0.1,),
     "max_kl": (0.0,),
     "damping": (-0.1,),
-    "offline_weight": (-0.1,),
+    "outside": (0.0, 1.0),
+    "bandwidth": (0.0,),
+    "cg_steps": (0,),
+    "backtracks": (0,),
+    "max_rows": (0,),
     "gap_noise": (-0.1,),
     "input_noise": (-0.1,),
     "min_weight": (-0.1,),
@@ -152,7 +159,7 @@ BAD = {
     ),
     (0,),
 )  # fmt: skip
-ANY = {"target_entropy"}  # numeric hyperparameters of which every finite value makes sense
+ANY = {"target_entropy", "first_log_std"}  # numeric hyperparameters of which every finite value makes sense
 
 SPACES = {"continuous": spaces.Box(-2, 2, (1,)), "discrete": spaces.Discrete(2, start=3)}
 
@@ -161,6 +168,11 @@ class Identity(Env):
     """Shows one of two codes and ends; the best action repeats the code. Its return is then 0, less otherwise."""
 
     kind: str = eqx.field(static=True)
+    costly: bool = eqx.field(static=True, default=False)  # whether it reports a cost, of 0
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        return ("nothing",) if self.costly else ()
 
     @property
     def observation_space(self) -> spaces.Space:
@@ -179,8 +191,9 @@ class Identity(Env):
         return code, jax.nn.one_hot(code, 2)
 
     def step(self, state, action, key):
+        info = {"cost": jnp.zeros(1)} if self.costly else {}
         return state, Step(
-            jax.nn.one_hot(state, 2), reward(self.kind, state, action), jnp.array(True), jnp.array(False)
+            jax.nn.one_hot(state, 2), reward(self.kind, state, action), jnp.array(True), jnp.array(False), info
         )
 
 
@@ -307,7 +320,7 @@ def source(data: str, kind: str, cls: type[Learner], window: int | None) -> Sour
         # who estimates no values can only be as good as the log
         given = log(kind, expert="value" not in map(ROLES.get, cls.trains))
         return DatasetSource(given, TINY["batch_size"], window, from_start=cls.from_start)
-    world = Identity(kind)
+    world = Identity(kind, cls.constrained)
     if cls.episodic:
         return WholeEpisodes(world, TINY["num_envs"])
     if cls.on_policy and cls.from_start:
@@ -343,22 +356,23 @@ def given_two_states(
     """The batch that a learner of this class gets of `two_states`."""
     if window:
         return in_windows(two_states(kind, (128,), ends_as), window)
-    if cls.episodic:
+    if cls.on_policy and cls.from_start:
         own = two_states(kind, (2, 64), ends_as)
         steps = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), own)
         time = jnp.broadcast_to(jnp.arange(2), (64, 2))
         logged = Trajectory(steps, jnp.ones((64, 2), bool), time, 2.0 - time)
         return Sides(own, logged) if cls.sides else own
-    own = two_states(kind, (16, 8) if cls.on_policy else (128,), ends_as)
+    own = two_states(kind, (16, 8) if cls.on_policy else (128,), ends_as, cls.constrained)
     return Sides(own, two_states(kind, (128,), ends_as)) if cls.sides else own
 
 
-def two_states(kind: str, shape: tuple[int, ...], ends_as: str) -> Transition:
+def two_states(kind: str, shape: tuple[int, ...], ends_as: str, costly: bool = False) -> Transition:
     """A world that goes from one state to another, pays 1 for every step, and is cut after two.
 
     Args:
         shape: [rows], or [time, env].
         ends_as: 'truncated' or 'terminated'.
+        costly: whether every step costs 1 as well.
 
     Returns:
         transitions in canonical form.
@@ -377,6 +391,7 @@ def two_states(kind: str, shape: tuple[int, ...], ends_as: str) -> Transition:
         terminated=second & (ends_as == "terminated"),
         truncated=second & (ends_as == "truncated"),
         next_obs=jax.nn.one_hot(1 - state, 2),
+        cost=jnp.ones((*shape, 1)) if costly else None,
     )
 
 

@@ -37,6 +37,7 @@ from settings import (
 
 from habitus.core.card import cards
 from habitus.core.errors import ConfigError, SpaceMismatch
+from habitus.core.protocols import Learner
 from habitus.core.trees import is_array, trainable
 from habitus.nets.heads import DiscreteCritic, Ensemble, Value
 from habitus.nets.losses import pick
@@ -184,7 +185,7 @@ def look_into(setting, monkeypatch) -> dict[tuple[str, str], dict]:
         return after
 
     for module in {sys.modules[cls.__module__] for cls in setting.cls.__mro__}:
-        for step in ("descend", "trust_region_step"):
+        for step in ("descend", "trust_region_step", "constrained_step"):
             if hasattr(module, step):
                 monkeypatch.setattr(module, step, partial(recorded, getattr(module, step)))
     monkeypatch.setattr(jax.lax, "scan", partial(looped, owner_of=owner_of, own=own))
@@ -288,7 +289,7 @@ def test_actions_that_it_cannot_take_are_refused_before_anything_is_compiled(slu
 
 def test_a_learner_that_must_act_refuses_a_log():
     for slug, (_, cls) in learners().items():
-        if cls.on_policy:
+        if cls.on_policy and cls.world is Learner.world:
             with pytest.raises(ConfigError, match="its own actions|both env"):
                 learn(slug, log("discrete", expert=False))
 

@@ -188,6 +188,7 @@ class Learner(eqx.Module):
         trains: for each network in the state, the losses whose gradient reaches it. A loss is a
             method `(network, state, batch, key) -> (loss, metrics)` of that name.
         sides: whether it learns from a world and a log at once, told apart (`Sides`).
+        constrained: whether it keeps costs below a limit, so that its transitions must come with costs.
         continues: slugs of other learners whose runs this one can go on from (`warm_start`).
         from_start: whether its windows begin where episodes do (see `window`); and for an on-policy learner,
             whether its roll-outs do, [horizon, num_envs] of the world and [episodes, horizon] of a log.
@@ -199,6 +200,7 @@ class Learner(eqx.Module):
     on_policy: ClassVar[bool] = False
     trains: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     sides: ClassVar[bool] = False
+    constrained: ClassVar[bool] = False
     continues: ClassVar[tuple[str, ...]] = ()
     episodic: ClassVar[bool] = False
     takes_log: ClassVar[bool] = False
@@ -235,6 +237,13 @@ class Learner(eqx.Module):
             earlier: the last state of a run of this learner, or of one of those that it `continues`.
         """
         return earlier
+
+    def world(self, log: Any) -> Env | None:
+        """The world that it builds from a log (a `Dataset`), for a learner that acts in one; None where it does not.
+
+        `learn` asks for it where the learner acts and is given a log and no world.
+        """
+        return None
 
     def explorer(self, state: PyTree) -> Policy:
         """What collects; the policy unless the method says otherwise."""

@@ -100,6 +100,8 @@ def make_source(
         if dataset is None:
             raise ConfigError("learn() needs something to learn from: a source, env=... or data=...")
         if learner.on_policy:
+            if (built := learner.world(dataset)) is not None:
+                return make_source(learner, None, built, None, None, options)[0], _home(dataset)
             raise ConfigError(f"{slug_of(learner)} learns from its own actions, so it needs env=..., not only a log.")
         plain = {"batch_size": _batch_size(learner), "window": learner.window, "from_start": learner.from_start}
         made = DatasetSource(dataset, **(plain | options))

@@ -129,21 +129,21 @@ def _home(dataset: Dataset) -> Env | HostEnv | None:
 
 def describe(learner: Learner, source: Source, world: Env | HostEnv | None) -> dict[str, Any]:
     """Method, hyperparameters, source and world as plain data, for the record of a run."""
-    fields = {k: _plain(v) for k, v in hyperparameters(source).items()}
+    fields = {k: plain(v) for k, v in hyperparameters(source).items()}
     return {
         "method": slug_of(learner),
-        "hyperparameters": {k: _plain(v) for k, v in hyperparameters(learner).items()},
+        "hyperparameters": {k: plain(v) for k, v in hyperparameters(learner).items()},
         "source": {"kind": type(source).__name__} | {k: v for k, v in fields.items() if v is not None},
         "env": None if world is None else name_of(world),
     }
 
 
-def _plain(value: Any) -> Any:
-    """As JSON can hold it; None for what it cannot."""
+def plain(value: Any) -> Any:
+    """A setting as JSON can hold it; None for what it cannot."""
     if isinstance(value, (bool, int, float, str, type(None))):
         return value
     if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, (Env, HostEnv)):
         return name_of(value)
     if isinstance(value, Dataset):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import gymnasium
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from habitus.core.domains import check_domains
 from habitus.core.domains import require as require
@@ -142,6 +142,15 @@ class Source(eqx.Module):
     def updates_per_draw(self) -> int:
         """How many batches one draw holds."""
         return 1
+
+    @property
+    def prioritised(self) -> bool:
+        """Whether batches are `Weighted`, and what a learner makes of each row changes how often it is drawn."""
+        return False
+
+    def reprioritise(self, state: PyTree, priority: Float[Array, "batch"]) -> PyTree:
+        """The state after a learner said how much it has to learn from each row of the last batch."""
+        return state
 
     def draws(self, steps: int) -> int:
         """How many draws `steps` amount to: environment steps for a source that acts, else updates."""

@@ -74,6 +74,11 @@ class DatasetSource(Source):
         return self.columns is not None
 
     @property
+    def rows(self) -> int:
+        """Length of the log."""
+        return len(self.dataset)
+
+    @property
     def spec(self) -> Spec:
         """The contract of the log, which takes part in it."""
         return self.dataset.spec
@@ -90,12 +95,19 @@ class DatasetSource(Source):
         del explorer
         if self.columns is None:
             return state, self._read(key)
-        rows = self._rows(key)
+        return state, self.at(self._rows(key))
+
+    def at(self, rows: Int[Array, "batch"]) -> Transition | Trajectory:
+        """The batch of these rows, or of the windows that begin with them; of a log that is on the device."""
         if self.window is None or self.last is None:
-            return state, take(self.columns, rows)
+            return take(self.columns, rows)
         wanted = rows[:, None] + jnp.arange(self.window)
         last = self.last[rows][:, None]
-        return state, Trajectory(take(self.columns, jnp.minimum(wanted, last)), wanted <= last)
+        return Trajectory(take(self.columns, jnp.minimum(wanted, last)), wanted <= last)
+
+    def rewarded(self, reward: Any) -> DatasetSource:
+        """The same log with other rewards [rows], for which programs need not be compiled again."""
+        return eqx.tree_at(lambda source: source.columns.reward, self, jnp.asarray(reward, jnp.float32))
 
     def _rows(self, key: PRNGKeyArray) -> Int[Array, "batch"]:
         if self.replace:

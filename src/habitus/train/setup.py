@@ -10,6 +10,7 @@ from habitus.core.card import card, cards
 from habitus.core.errors import ConfigError, suggest
 from habitus.core.protocols import Env, HostEnv, Learner, Source, hyperparameters
 from habitus.data.dataset import Dataset
+from habitus.data.prioritised import Prioritised
 from habitus.data.source import DatasetSource
 from habitus.envs.registry import make, name_of
 from habitus.train.sources import Replay, Rollouts
@@ -97,7 +98,7 @@ def make_source(
             raise ConfigError("learn() needs something to learn from: a source, env=... or data=...")
         if learner.on_policy:
             raise ConfigError(f"{slug_of(learner)} learns from its own actions, so it needs env=..., not only a log.")
-        return DatasetSource(dataset, **({"batch_size": _batch_size(learner)} | options)), _home(dataset)
+        return log_source(learner, dataset, **options), _home(dataset)
     num_envs = options.get("num_envs", getattr(learner, "num_envs", 1))
     world = make(env, num_envs=num_envs) if not isinstance(env, (Env, HostEnv)) else env
     if learner.on_policy:
@@ -108,6 +109,18 @@ def make_source(
     defaults = {"batch_size": _batch_size(learner), "prefill": dataset, "mix": 0.5 if mix is None else mix}
     defaults |= {"explore": "policy" if warm else "uniform", "apart": learner.sides}
     return Replay(world, **(defaults | options)), world
+
+
+def log_source(learner: Learner, log: Dataset, **options: Any) -> Source:
+    """What hands out a log as a learner wants it.
+
+    Its attributes say how, where it has them: `batch_size`; `window`, the consecutive steps of each row of a
+    batch; `priority`, the exponents (alpha, beta) of prioritised replay.
+    """
+    defaults = {"batch_size": _batch_size(learner), "window": getattr(learner, "window", None)}
+    source = DatasetSource(log, **(defaults | options))
+    priority = getattr(learner, "priority", None)
+    return source if priority is None else Prioritised(source, *priority)
 
 
 def _batch_size(learner: Learner) -> int:

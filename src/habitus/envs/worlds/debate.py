@@ -35,6 +35,12 @@ def margin(judge: Judge, features: Array, revealed: Array, mine: Array, other: A
     return judge(features, revealed, mine) - judge(features, revealed, other)
 
 
+def check_evidence(evidence: int, n: int, alone: bool) -> None:
+    """Raises `ConfigError` unless so many of `n` features can be revealed, by two players or by one alone."""
+    require(1 <= evidence <= n, f"evidence must be from 1 to the number of features, {n}, but is {evidence}.")
+    require(alone or evidence % 2 == 0, f"two players reveal as much each, so evidence must be even, not {evidence}.")
+
+
 class DebateState(eqx.Module):
     """What is argued about, what was revealed, who started, and how many moves were made."""
 
@@ -82,9 +88,7 @@ class Debate(Env):
         Raises:
             ConfigError: if `evidence` is out of its domain, or odd with two players.
         """
-        n = states.shape[1]
-        require(1 <= evidence <= n, f"evidence must be from 1 to the number of features, {n}, but is {evidence}.")
-        require(alone or evidence % 2 == 0, f"two players reveal as much each, so evidence must be even, not {evidence}.")
+        check_evidence(evidence, states.shape[1], alone)
         require(num_actions >= 2, f"a debate is about two actions, but there are {num_actions}.")
         self.judge, self.states, self.logged = judge, states, logged
         self.num_actions, self.evidence, self.alone = num_actions, evidence, alone
@@ -112,25 +116,33 @@ class Debate(Env):
         row = jax.random.randint(row_key, (), 0, len(self.states))
         mine = self.logged[row]
         pair = jnp.stack([mine, other_action(other_key, mine, self.num_actions)])
-        starter = jax.random.bernoulli(start_key).astype(jnp.int32)
-        state = DebateState(
-            self.states[row], pair, jnp.zeros_like(self.states[row]), starter, jnp.zeros((), jnp.int32)
+        state = self.about(self.states[row], pair, jax.random.bernoulli(start_key))
+        return state, self.show(state)
+
+    def about(self, features: Float[Array, "n"], actions: Int[Array, "2"], starter: Array) -> DebateState:
+        """The start of a debate of one's own choice: `actions` of players 0 and 1, and which of them starts."""
+        return DebateState(
+            features, actions, jnp.zeros_like(features), starter.astype(jnp.int32), jnp.zeros((), jnp.int32)
         )
-        return state, self._show(state)
 
     def step(self, state: DebateState, action: Action, key: PRNGKeyArray) -> tuple[DebateState, Step]:
-        revealed = jnp.maximum(state.revealed, jax.nn.one_hot(action, len(state.revealed)))
-        state = DebateState(state.features, state.actions, revealed, state.starter, state.time + 1)
+        state = self.reveal(state, action)
         over = state.time >= self.evidence
         # the judge is asked only in steps in which some copy ends
         won = jax.lax.cond(eqxi.unvmap_any(over), lambda: jnp.sign(self.margin(state)), lambda: jnp.zeros(()))
-        return state, Step(self._show(state), jnp.where(over, won, 0.0), over, jnp.array(False))
+        return state, Step(self.show(state), jnp.where(over, won, 0.0), over, jnp.array(False))
+
+    def reveal(self, state: DebateState, feature: Action) -> DebateState:
+        """After one move."""
+        revealed = jnp.maximum(state.revealed, jax.nn.one_hot(feature, len(state.revealed)))
+        return DebateState(state.features, state.actions, revealed, state.starter, state.time + 1)
 
     def margin(self, state: DebateState) -> Float[Array, ""]:
         """How much better the judge thinks the action of player 0 justified."""
         return margin(self.judge, state.features, state.revealed, *state.actions)
 
-    def _show(self, state: DebateState) -> dict[str, Any]:
+    def show(self, state: DebateState) -> dict[str, Any]:
+        """What the player to move sees."""
         player = jnp.zeros((), jnp.int32) if self.alone else state.player
         return {
             "action_mask": 1 - state.revealed,

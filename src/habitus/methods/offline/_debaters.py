@@ -18,8 +18,9 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from habitus.core.experience import Transition
 from habitus.core.protocols import Policy, require
 from habitus.core.spec import Spec
-from habitus.core.trees import Metrics, copy, select
+from habitus.core.trees import Metrics, copy, select, trainable
 from habitus.methods.online.ppo import PPO, PPOState
+from habitus.nets.heads import StochasticActor, Value
 from habitus.nets.policies import Mode, Sampling
 
 Opponent = Literal["max-min", "self-play", "isolated"]
@@ -103,9 +104,17 @@ class Debaters(PPO):
             f"a round is whole games, so rollout_length must be their {spec.horizon} moves, not {self.rollout_length}.",
         )
         shown = spaces.Dict({name: space for name, space in spec.observation_space.items() if name != "turn"})  # type: ignore[attr-defined]
-        keys = jax.random.split(key)
-        players = [super(Debaters, self).init(Spec(shown, spec.action_space, spec.horizon), k) for k in keys]
-        return DebatersState(*players, jnp.zeros((), jnp.int32))
+        spec, keys = Spec(shown, spec.action_space, spec.horizon), jax.random.split(key)
+        return DebatersState(self._player(spec, keys[0]), self._player(spec, keys[1]), jnp.zeros((), jnp.int32))
+
+    def _player(self, spec: Spec, key: PRNGKeyArray) -> PPOState:
+        """Not with orthogonal weights: so many QR decompositions at once can make XLA's threads on a small CPU
+        wait for each other for ever."""
+        actor_key, critic_key = jax.random.split(key)
+        actor = StochasticActor(spec, self.hidden, actor_key, final_gain=None)
+        critic = Value(spec, self.hidden, critic_key, "tanh")
+        opts = (self.optimizer.init(trainable(actor)), self.critic_optimizer.init(trainable(critic)))
+        return PPOState(actor, critic, *opts, moments=None)
 
     def update(self, state: DebatersState, batch: Transition, key: PRNGKeyArray) -> tuple[DebatersState, Metrics]:
         won = batch.reward.sum(0).mean()

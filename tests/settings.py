@@ -126,6 +126,11 @@ BAD = {
     "regularisation": (-0.1,),
     "logit_penalty": (-0.1,),
     "threshold": (-0.1, 1.1),
+    "n_step": (0,),
+    "value_bound": (0.0,),
+    "bound_weight": (-0.1,),
+    "priority_alpha": (-0.1,),
+    "priority_beta": (-0.1, 1.1),
     "epsilon_start": (-0.1, 1.1),
     "epsilon_end": (-0.1, 1.1),
 } | dict.fromkeys(

@@ -115,7 +115,7 @@ def table(header: Sequence[str], rows: Rows) -> None:
 
 
 def learn_command(argv: list[str]) -> None:
-    """`habitus learn METHOD`: the options of `learn`, and the hyperparameters of a learner or the arguments of a recipe."""
+    """`habitus learn METHOD`: the options of `learn`, and the hyperparameters of a learner; or a recipe."""
     if not argv or argv[0].startswith("-"):
         print("usage: habitus learn METHOD [--env WORLD] [--data DATA] [options]; METHOD --help lists them.")
         print("learners:", ", ".join(_learners()))

@@ -15,7 +15,7 @@ from habitus.core.policy import Deployed
 from habitus.data.dataset import Dataset
 from habitus.measure.justifiability import justifiability, share_justified
 from habitus.methods.offline._debaters import Attack, Debaters, InTurn, own_moves
-from habitus.methods.offline._judge import BradleyTerry, handful, preference_loss
+from habitus.methods.offline._judge import BradleyTerry, Scores, handful, preference_loss
 from habitus.methods.offline.debate_reward import actions_of, debate_about, debate_reward, judged, relabelled
 from habitus.methods.offline.debate_reward import justified_reward as paid_for
 from habitus.nets.policies import Greedy, Mode
@@ -30,10 +30,20 @@ LOG = Dataset.from_arrays(
     obs=OBS, next_obs=OBS[::-1].copy(), action=OBS[:, :ACTIONS].argmax(1), reward=OBS[:, 0],
     terminated=np.ones(400, bool), truncated=np.zeros(400, bool), action_space=discrete_spec(N, ACTIONS).action_space,
 )  # fmt: skip
+STATES = jnp.asarray(OBS)
 SMALL = dict(
     evidence=2, judge_updates=20, judge_hidden=(8,), generations=1, confuser_updates=2, argumentator_updates=1,
     debate_hidden=(8,), games=8, updates=20, batch_size=16, hidden=(8,), n_step=1,
 )  # fmt: skip
+
+
+def by_sum(features, revealed, action):
+    return features @ revealed
+
+
+def by_own(features, revealed, action):
+    """Prefers the action whose own feature is revealed to be larger."""
+    return (features * revealed)[action]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +55,7 @@ def judge():
 @pytest.fixture(scope="module")
 def speaker():
     debaters = Debaters(rollout_length=2, hidden=(8,))
-    world = debate_about(LOG, lambda f, m, a: f @ m, 2)
+    world = debate_about(LOG, by_sum, 2)
     return debaters.policy(debaters.init(world.spec, KEY))
 
 
@@ -54,14 +64,14 @@ def speaker():
 
 def test_the_judge_sees_revealed_features_alone(judge):
     mask = handful(KEY, N, 2)
-    hidden_changed = jnp.where(mask > 0, OBS[0], OBS[1] + 5.0)
-    assert judge(OBS[0], mask, jnp.array(1)) == judge(hidden_changed, mask, jnp.array(1))
-    shown_changed = jnp.where(mask > 0, OBS[1] + 5.0, OBS[0])
-    assert judge(OBS[0], mask, jnp.array(1)) != judge(shown_changed, mask, jnp.array(1))
+    hidden_changed = jnp.where(mask > 0, STATES[0], STATES[1] + 5.0)
+    assert judge(STATES[0], mask, jnp.array(1)) == judge(hidden_changed, mask, jnp.array(1))
+    shown_changed = jnp.where(mask > 0, STATES[1] + 5.0, STATES[0])
+    assert judge(STATES[0], mask, jnp.array(1)) != judge(shown_changed, mask, jnp.array(1))
 
 
 def test_a_feature_of_zero_is_not_a_feature_that_is_hidden(judge):
-    state, all_of_it = jnp.asarray(OBS[0]).at[2].set(0.0), jnp.ones(N)
+    state, all_of_it = STATES[0].at[2].set(0.0), jnp.ones(N)
     assert judge(state, all_of_it, jnp.array(1)) != judge(state, all_of_it.at[2].set(0.0), jnp.array(1))
 
 
@@ -79,7 +89,7 @@ def test_the_preference_loss_is_ln_2_at_equal_scores_and_antisymmetric_in_the_ma
 
 
 def test_the_judge_learns_what_was_done(judge):
-    chosen = np.asarray(jax.vmap(judge.scores)(jnp.asarray(OBS)).argmax(1))
+    chosen = np.asarray(jax.vmap(Scores(judge))(STATES).argmax(1))
     assert (chosen == np.asarray(LOG.action)).mean() > 0.7
 
 
@@ -115,7 +125,7 @@ def test_own_moves_are_every_second_one_with_what_is_paid_until_the_next():
 
 def rounds(n, start=None, **settings):
     debaters = (Debaters if start is None else Attack)(rollout_length=2, num_envs=16, hidden=(8,), **settings)
-    world = debate_about(LOG, lambda f, m, a: (f * m)[a], 2, alone=settings.get("against") == "isolated")
+    world = debate_about(LOG, by_own, 2, alone=settings.get("against") == "isolated")
     return debaters, learn(debaters, world, n * 32, points=1, warm_start=start)
 
 
@@ -141,8 +151,8 @@ def test_an_attack_leaves_the_argumentator_as_it_is():
 
 def test_one_who_speaks_alone_learns_to_reveal_what_counts():
     debaters, run = rounds(150, against="isolated", learning_rate=5e-3)
-    alone = debate_about(LOG, lambda f, m, a: (f * m)[a], 2, alone=True)
-    obs, mine = jnp.asarray(OBS), jnp.asarray(LOG.action)
+    alone = debate_about(LOG, by_own, 2, alone=True)
+    obs, mine = STATES, jnp.asarray(LOG.action, jnp.int32)
     other = (mine + 1) % ACTIONS
     ours = (judged(alone, debaters.policy(run.states[0]), obs, mine, other, KEY) > 0).mean()
     fresh = debaters.init(alone.spec, jax.random.key(5))
@@ -152,7 +162,7 @@ def test_one_who_speaks_alone_learns_to_reveal_what_counts():
 
 def test_whole_rounds_are_asked_for():
     with pytest.raises(ConfigError, match="rollout_length must be their 2 moves"):
-        learn(Debaters(rollout_length=4), debate_about(LOG, lambda f, m, a: f @ m, 2), 1024)
+        learn(Debaters(rollout_length=4), debate_about(LOG, by_sum, 2), 1024)
 
 
 # --- the reward
@@ -177,7 +187,7 @@ def test_doing_what_the_baseline_does_pays_nothing(judge, speaker):
 
 def test_with_all_features_revealed_the_speakers_do_not_matter(judge):
     world = debate_about(LOG, judge, N)
-    obs, mine = jnp.asarray(OBS), jnp.asarray(LOG.action)
+    obs, mine = STATES, jnp.asarray(LOG.action, jnp.int32)
     rows = obs, mine, (mine + 1) % ACTIONS, KEY
     whole = judged(world, None, *rows)
     debaters = Debaters(rollout_length=N, hidden=(8,))
@@ -194,7 +204,7 @@ def test_justifiability_counts_only_rows_in_which_the_policies_differ():
     assert share_justified(one, argmax, LOG, world, None) == 0.0  # a tie is no win
     mixed = Greedy(lambda o: jnp.where(o[0] > 0, jax.nn.one_hot(0, ACTIONS), jax.nn.one_hot(1, ACTIONS)))
     assert share_justified(mixed, one, LOG, world, None) == 1.0
-    assert set(np.asarray(actions_of(mixed, jnp.asarray(OBS))).tolist()) == {0, 1}
+    assert set(np.asarray(actions_of(mixed, STATES)).tolist()) == {0, 1}
 
 
 # --- the recipe
@@ -211,7 +221,7 @@ def test_each_stage_is_a_run_in_the_folder_of_the_recipe(kept):
     stages = {path.parent.name for path in folder.glob("*/config.json")}
     assert stages == {"judge", "debaters", "baseline", "policy-0", "policy-1"}
     saved = [Deployed.load(path) for path in sorted((folder / "policy").glob("seed-*"))]
-    obs = jnp.asarray(OBS[:20])
+    obs = STATES[:20]
     for policy, ours in zip(saved, run.policies, strict=True):
         np.testing.assert_array_equal(actions_of(policy.policy, obs), actions_of(ours.policy, obs))
     assert run.debate is not None and len(run.speakers) == 2 and not np.isnan(justifiability(run, LOG)).all()
@@ -268,11 +278,11 @@ def test_without_a_log_it_says_so():
 
 
 def test_either_player_may_be_anyone():
-    spec = debate_about(LOG, lambda f, m, a: f @ m, 2).spec
+    spec = debate_about(LOG, by_sum, 2).spec
     debaters = Debaters(rollout_length=2, hidden=(8,))
     states = [debaters.init(spec, jax.random.key(i)) for i in (0, 1)]
     both = InTurn(*(Mode(s.argumentator.actor) for s in states))
-    obs = jnp.concatenate([jnp.ones(N), jax.nn.one_hot(1, ACTIONS), OBS[0]])
+    obs = jnp.concatenate([jnp.ones(N), jax.nn.one_hot(1, ACTIONS), STATES[0]])
     for turn, state in enumerate(states):
         ours, _ = both(jnp.append(obs, turn), (), KEY)
         assert ours == state.argumentator.actor(obs).mode()

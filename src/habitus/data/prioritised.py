@@ -42,7 +42,7 @@ class Prioritised(Source):
         Raises:
             ConfigError: if a number is out of its domain, or the log is read from disk.
         """
-        require(source.pure, "prioritised replay keeps its log on the device, and this one is too large; raise resident=.")
+        require(source.pure, "prioritised replay keeps its log on the device, and this one is too large for it.")
         require(alpha >= 0, f"alpha must be 0 or more, but is {alpha}.")
         require((0 <= beta) & (beta <= 1), f"beta must be in [0, 1], but is {beta}.")
         self.source, self.alpha, self.beta = source, alpha, beta

@@ -34,9 +34,7 @@ class Moments(eqx.Module):
     def moved(self, x: Float[Array, "batch units"]) -> Moments:
         """After one more batch; its variance enters unbiased (Ioffe and Szegedy 2015, algorithm 2)."""
         var = x.var(0) * len(x) / max(len(x) - 1, 1)
-        return Moments(
-            (1 - MOMENTUM) * self.mean + MOMENTUM * x.mean(0), (1 - MOMENTUM) * self.var + MOMENTUM * var
-        )
+        return Moments((1 - MOMENTUM) * self.mean + MOMENTUM * x.mean(0), (1 - MOMENTUM) * self.var + MOMENTUM * var)
 
 
 class BatchNorm(eqx.Module):

@@ -207,7 +207,12 @@ def run(budget: Budget) -> Outcome:
     few = np.random.default_rng(0).permutation(len(held[1]))[: budget.tested]
     tested = jnp.asarray(held[1].obs)[few], jnp.asarray(held[1].action, jnp.int32)[few]
     pairs = (*tested, other_action(jax.random.key(3), tested[1], tables.expert.shape[1]))
-    common: dict[str, Any] = {"log": log, "held": held, "pairs": pairs, "source": DatasetSource(log, budget.batch_size, 3)}
+    common: dict[str, Any] = {
+        "log": log,
+        "held": held,
+        "pairs": pairs,
+        "source": DatasetSource(log, budget.batch_size, 3),
+    }
     for name, shown in (("judge", budget.evidence), ("full", log.spec.obs_size)):
         common[name] = train_judge(log, shown, Stages(seeds=(10,)), budget.judge_updates, budget.judge_hidden)
     rows = [one_seed(seed, budget, tables, common) for seed in budget.seeds]
@@ -224,8 +229,8 @@ def _measures(found: dict[str, np.ndarray], tables: SepsisTables, accuracy: floa
     apart = abs(mean["full jstf max-min"] - mean["full jstf everything"])
     paired = paired_difference
     return [
-        fact("share of decisions that the judge prefers", mean["jstf max-min"], "above 0.6", mean["jstf max-min"] > 0.6),
-        above("share of decisions that the judge prefers", mean["jstf max-min"], None,
+        fact("share that the judge prefers", mean["jstf max-min"], "above 0.6", mean["jstf max-min"] > 0.6),
+        above("share that the judge prefers", mean["jstf max-min"], None,
               bootstrap_ci(found["jstf max-min"]), 0.5),
         above("the same, debate - random rewards of the same mean", mean["jstf max-min"], mean["jstf control"],
               paired(found["jstf max-min"], found["jstf control"])),
@@ -243,7 +248,7 @@ def _measures(found: dict[str, np.ndarray], tables: SepsisTables, accuracy: floa
 
 
 NOTES = (
-    "The patients are the states of ICU-Sepsis as 47 noisy measurements, not MIMIC-III's records; r^env has no lactate.",
+    "The patients are the states of ICU-Sepsis as 47 noisy measurements, not MIMIC-III's records; no lactate.",
     "The other action of a preference is drawn afresh for each batch; players begin without orthogonal weights; "
     "reward normalisation and the dual clip of PPO are left out; the critic has layer instead of batch normalisation.",
     "The agent that speaks alone in training has as many rounds as both players of max-min together.",

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from habitus.core.experience import Action, Step
 from habitus.core.protocols import Env, require
 
-Judge = Callable[[Array, Array, Array], Array]  # (features [n], revealed [n], action) -> score
+Scorer = Callable[[Array, Array, Array], Array]  # (features [n], revealed [n], action) -> score
 
 
 def other_action(key: PRNGKeyArray, action: Int[Array, "*batch"], n: int) -> Int[Array, "*batch"]:
@@ -30,7 +30,7 @@ def other_action(key: PRNGKeyArray, action: Int[Array, "*batch"], n: int) -> Int
     return (action + jax.random.randint(key, action.shape, 1, n)) % n
 
 
-def margin(judge: Judge, features: Array, revealed: Array, mine: Array, other: Array) -> Float[Array, ""]:
+def margin(judge: Scorer, features: Array, revealed: Array, mine: Array, other: Array) -> Float[Array, ""]:
     """`J(mine, e) - J(other, e)` for the evidence `e`; exactly 0 for the same action."""
     return judge(features, revealed, mine) - judge(features, revealed, other)
 
@@ -65,7 +65,7 @@ class Debate(Env):
     a tie; player 1 the opposite. A feature revealed again is a move lost.
     """
 
-    judge: Judge
+    judge: Scorer
     states: Float[Array, "rows n"]
     logged: Int[Array, "rows"]
     num_actions: int = eqx.field(static=True)
@@ -74,7 +74,7 @@ class Debate(Env):
 
     def __init__(
         self,
-        judge: Judge,
+        judge: Scorer,
         states: Float[Array, "rows n"],
         logged: Int[Array, "rows"],
         num_actions: int,

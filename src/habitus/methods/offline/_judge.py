@@ -36,10 +36,15 @@ class Judge(eqx.Module):
     ) -> Float[Array, ""]:
         return self.net(seen(features, revealed, action, self.num_actions), self.moments)[0]
 
-    def scores(self, features: Float[Array, "n"]) -> Float[Array, "actions"]:
-        """Of every action, with all features revealed."""
+
+class Scores(eqx.Module):
+    """The judge's score of every action, with all features revealed."""
+
+    judge: Judge
+
+    def __call__(self, features: Float[Array, "n"]) -> Float[Array, "actions"]:
         everything = jnp.ones_like(features)
-        return jax.vmap(lambda a: self(features, everything, a))(jnp.arange(self.num_actions))
+        return jax.vmap(lambda a: self.judge(features, everything, a))(jnp.arange(self.judge.num_actions))
 
 
 def seen(features: Array, revealed: Array, action: Array, num_actions: int) -> Float[Array, "inputs"]:
@@ -82,7 +87,7 @@ class BradleyTerry(Learner):
         if spec.image or spec.tabular:
             raise SpaceMismatch("a judge is shown features, but the observations are not vectors.")
         n = spec.obs_size
-        require(1 <= self.evidence <= n, f"evidence must be from 1 to the number of features, {n}, not {self.evidence}.")
+        require(1 <= self.evidence <= n, f"evidence must be from 1 to the {n} features, but is {self.evidence}.")
         net = BatchNormMLP(2 * n + spec.num_actions, self.hidden, 1, key)
         return JudgeState(net, net.start(), optax.adam(self.learning_rate).init(trainable(net)), spec.num_actions)
 
@@ -113,4 +118,4 @@ class BradleyTerry(Learner):
 
     def policy(self, state: JudgeState) -> Policy:
         """Does what the judge, seeing everything, finds best justified."""
-        return Greedy(self.judge(state).scores)
+        return Greedy(Scores(self.judge(state)))

@@ -25,7 +25,7 @@ from habitus.core.protocols import Policy, require
 from habitus.data.dataset import Dataset
 from habitus.data.prioritised import Prioritised
 from habitus.data.source import DatasetSource
-from habitus.envs.worlds.debate import Debate, DebateState, check_evidence, margin
+from habitus.envs.worlds.debate import Debate, DebateState, Scorer, check_evidence, margin
 from habitus.methods.offline._debaters import Debaters
 from habitus.methods.offline._judge import BradleyTerry, Judge
 from habitus.methods.offline.dueling_dqn import DuelingDQN
@@ -114,9 +114,8 @@ def justified_reward(
     log: Dataset, game: Debate, speaker: Policy | None, baseline: Policy, bonus: float, key: PRNGKeyArray
 ) -> Float[np.ndarray, "rows"]:
     """`r^d = bonus 1[J(a_t, e) > J(a_B, e)]`: 0 in a tie, so also where the baseline does the same (section 3.3)."""
-    rows = log.canonical()
-    mine = jnp.asarray(rows.action)
-    won = judged(game, speaker, jnp.asarray(rows.obs), mine, actions_of(baseline, rows.obs), key) > 0
+    features, mine = jnp.asarray(log.canonical().obs), jnp.asarray(log.canonical().action)
+    won = judged(game, speaker, features, mine, actions_of(baseline, features), key) > 0
     return np.where(won, bonus, 0.0).astype(np.float32)
 
 
@@ -133,10 +132,10 @@ def train_judge(log: Dataset, evidence: int, stages: Stages, updates: int, hidde
     return learner.judge(stages.learn("judge", learner, log, updates, seeds=stages.seeds[:1]).states[0])
 
 
-def debate_about(log: Dataset, judge: Judge, evidence: int, alone: bool = False) -> Debate:
+def debate_about(log: Dataset, judge: Scorer, evidence: int, alone: bool = False) -> Debate:
     """The game about the rows of a log."""
     rows = log.canonical()
-    return Debate(judge, jnp.asarray(rows.obs), jnp.asarray(rows.action), judge.num_actions, evidence, alone)
+    return Debate(judge, jnp.asarray(rows.obs), jnp.asarray(rows.action), log.spec.num_actions, evidence, alone)
 
 
 def train_speakers(game: Debate, debaters: Debaters, generations: int, stages: Stages) -> list[Policy | None]:

@@ -118,7 +118,7 @@ class DuelingDQN(Learner):
 
     def init(self, spec: Spec, key: PRNGKeyArray) -> DuelingDQNState:
         spec.require("discrete", type(self).__name__)
-        require(not spec.acts, "dueling-dqn draws whole windows from a log, which a world does not give; use dqn there.")
+        require(not spec.acts, "dueling-dqn draws windows from a log, which a world does not give; use dqn there.")
         critic = DuelingCritic(spec, self.hidden, key)
         return DuelingDQNState(critic, copy(critic), optax.adam(self.learning_rate).init(trainable(critic)))
 

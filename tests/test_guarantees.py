@@ -39,7 +39,7 @@ from habitus.core.card import cards
 from habitus.core.errors import ConfigError, SpaceMismatch
 from habitus.core.protocols import Learner
 from habitus.core.trees import is_array, trainable
-from habitus.nets.heads import DiscreteCritic, Ensemble, Value
+from habitus.nets.heads import DiscreteCritic, DuelingCritic, Ensemble, Value
 from habitus.nets.losses import pick
 from habitus.train.loop import learn
 
@@ -88,7 +88,7 @@ def value_of(network, batch):
     """Values [batch] of logged transitions, the mean over an ensemble."""
     if isinstance(network, Value):
         return jax.vmap(network)(batch.obs)
-    if isinstance(network, DiscreteCritic):
+    if isinstance(network, (DiscreteCritic, DuelingCritic)):
         return pick(jax.vmap(network)(batch.obs), batch.action)
     assert isinstance(network, Ensemble), f"say here how the value of a {type(network).__name__} is read"
     return jax.vmap(network)(batch.obs, batch.action).mean(-1)

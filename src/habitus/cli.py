@@ -121,11 +121,14 @@ def table(header: Sequence[str], rows: Rows) -> None:
 
 
 def learn_command(argv: list[str]) -> None:
-    """`habitus learn METHOD`: the options of `learn`, and the hyperparameters of the method."""
+    """`habitus learn METHOD`: the options of `learn`, and the hyperparameters of a learner; or a recipe."""
     if not argv or argv[0].startswith("-"):
         print("usage: habitus learn METHOD [--env WORLD] [--data DATA] [options]; METHOD --help lists them.")
-        print("methods:", ", ".join(_learners()))
+        print("learners:", ", ".join(_learners()))
+        print("recipes:", ", ".join(_recipes()))
         return
+    if card(argv[0]).kind == "recipe":
+        return _learn_recipe(*argv)
     import dataclasses
 
     import tyro
@@ -138,7 +141,8 @@ def learn_command(argv: list[str]) -> None:
     slug, rest = argv[0], argv[1:]
     learner = entry(slug)
     if not (isinstance(learner, type) and issubclass(learner, Learner)):
-        raise ConfigError(f"{slug} is a {card(slug).kind}, not a learner; use one of {', '.join(_learners())}.")
+        usable = ", ".join(_learners() + _recipes())
+        raise ConfigError(f"{slug} is a {card(slug).kind}, not a learner or a recipe; use one of {usable}.")
     flat: Any = tyro.conf.OmitArgPrefixes
     fields: list[tuple[str, Any, Any]] = [
         ("options", flat[LearnOptions], dataclasses.field(default_factory=LearnOptions)),
@@ -152,7 +156,34 @@ def learn_command(argv: list[str]) -> None:
     if hasattr(found, "source"):
         options["source_options"] = found.source.resolved()
     print(f"{slug}: " + ", ".join(f"{k}={v}" for k, v in hyperparameters(found.hyperparameters).items()))
-    run = learn(found.hyperparameters, **options)
+    _finished(learn(found.hyperparameters, **options))
+
+
+def _learn_recipe(slug: str, *argv: str) -> None:
+    """`habitus learn RECIPE`: its keyword arguments are options, their comments the help."""
+    import dataclasses
+    from typing import Annotated
+
+    import tyro
+
+    from habitus.cli_options import RecipeOptions
+    from habitus.train.loop import learn
+    from habitus.train.recipe import arguments
+    from habitus.train.setup import entry
+
+    flat: Any = tyro.conf.OmitArgPrefixes
+    fields = [(a.name, Annotated[a.kind, tyro.conf.arg(help=a.comment)], a.default) for a in arguments(entry(slug))]
+    own: Any = dataclasses.make_dataclass("Own", fields, frozen=True)
+    parts = [("options", flat[RecipeOptions], RecipeOptions()), ("own", flat[own], own())]
+    chosen = dataclasses.make_dataclass("Arguments", parts, frozen=True)
+    found: Any = tyro.cli(chosen, args=argv, prog=f"habitus learn {slug}", description=card(slug).title)
+    settings = {name: getattr(found.own, name) for name, _, _ in fields}
+    print(f"{slug}: " + ", ".join(f"{k}={v}" for k, v in settings.items()))
+    _finished(learn(slug, **found.options.resolved(slug), **settings))
+
+
+def _finished(run: Any) -> None:
+    """Says where a run is and how it did."""
     if run.interrupted:
         print(f"interrupted; go on with --folder {run.folder} --resume")
     if run.evaluations:
@@ -165,6 +196,10 @@ def learn_command(argv: list[str]) -> None:
 def _learners() -> list[str]:
     found = [c for c in cards().values() if c.kind == "learner"]
     return sorted([c.slug for c in found] + [slug for c in found for slug, _ in c.variants])
+
+
+def _recipes() -> list[str]:
+    return sorted(c.slug for c in cards().values() if c.kind == "recipe")
 
 
 # --- the others

@@ -29,10 +29,32 @@ class LearnOptions:
 
     def resolved(self, slug: str) -> dict[str, Any]:
         """As keyword arguments of `learn`."""
-        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        options["seeds"] = self.seeds[0] if len(self.seeds) == 1 else self.seeds
-        options["folder"] = self.folder or default_folder(f"{slug}-{self.env or Path(self.data or '').stem}")
-        return options
+        return _resolved(self, slug)
+
+
+@dataclasses.dataclass(frozen=True)
+class RecipeOptions:
+    """What a recipe learns from, and what to keep; how long its stages are it says among its own arguments."""
+
+    env: str | None = None  # a world: a built-in name or a Gymnasium id
+    data: str | None = None  # a log: a file, a folder, or the name of a standard data set
+    seeds: tuple[int, ...] = (1,)  # how many; or, if several numbers, which
+    folder: Path | None = None  # where to keep the stages; by default runs/<method>-<time>
+    resume: bool = False  # go on in the folder; a stage that was finished is not repeated
+    overwrite: bool = False  # replace the stages in the folder
+    logs: tuple[str, ...] = ()  # also log to tensorboard, wandb or mlflow
+    quiet: bool = False  # no progress bars
+
+    def resolved(self, slug: str) -> dict[str, Any]:
+        """As keyword arguments of `learn`."""
+        return _resolved(self, slug)
+
+
+def _resolved(given: LearnOptions | RecipeOptions, slug: str) -> dict[str, Any]:
+    options = {f.name: getattr(given, f.name) for f in dataclasses.fields(given)}
+    options["seeds"] = given.seeds[0] if len(given.seeds) == 1 else given.seeds
+    options["folder"] = given.folder or default_folder(f"{slug}-{given.env or Path(given.data or '').stem}")
+    return options
 
 
 @dataclasses.dataclass(frozen=True)

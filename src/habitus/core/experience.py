@@ -102,6 +102,23 @@ class Trajectory(eqx.Module):
     to_go: Float[Array, "*batch time"]
 
 
+class Weighted(eqx.Module):
+    """A batch whose rows were not drawn uniformly.
+
+    A learner answers it with one more metric, `PRIORITY` [batch]: how much it has to learn from each row.
+
+    Attributes:
+        rows: the batch.
+        weight: of each row in a loss, so that its mean is that of uniform draws; 1 at most.
+    """
+
+    rows: Transition | Trajectory
+    weight: Float[Array, "batch"]
+
+
+PRIORITY = "priority"
+
+
 def flatten_time(rollout: Transition) -> Transition:
     """Merges the first two axes [time, env, ...] of a roll-out into one of size time * env."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout)

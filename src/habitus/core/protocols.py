@@ -159,6 +159,15 @@ class Source(eqx.Module):
         """How many batches one draw holds."""
         return 1
 
+    @property
+    def prioritised(self) -> bool:
+        """Whether batches are `Weighted`, and what a learner makes of each row changes how often it is drawn."""
+        return False
+
+    def reprioritise(self, state: PyTree, priority: Float[Array, "batch"]) -> PyTree:
+        """The state after a learner said how much it has to learn from each row of the last batch."""
+        return state
+
     def draws(self, steps: int) -> int:
         """How many draws `steps` amount to: environment steps for a source that acts, else updates."""
         return steps

@@ -93,6 +93,11 @@ class DatasetSource(Source):
         return self.columns is not None
 
     @property
+    def rows(self) -> int:
+        """Length of the log."""
+        return len(self.dataset)
+
+    @property
     def spec(self) -> Spec:
         """The contract of the log, which takes part in it."""
         return self.dataset.spec
@@ -109,13 +114,25 @@ class DatasetSource(Source):
         del explorer
         if self.columns is None:
             return state, self._read(key)
-        rows = self._rows(key)
+        return state, self.at(self._rows(key))
+
+    def at(self, rows: Int[Array, "batch"]) -> Transition | Trajectory:
+        """The batch of these rows, or of the windows that begin with them; of a log that is on the device."""
         if self.window is None or self.bounds is None:
-            return state, take(self.columns, rows)
+            return take(self.columns, rows)
         wanted, last = rows[:, None] + jnp.arange(self.window), self.bounds.last[rows][:, None]
         found = jnp.minimum(wanted, last)
         time, to_go = take((self.bounds.time, self.bounds.to_go), found)
-        return state, Trajectory(take(self.columns, found), wanted <= last, time, to_go)
+        return Trajectory(take(self.columns, found), wanted <= last, time, to_go)
+
+    def rewarded(self, reward: Any) -> DatasetSource:
+        """The same log with other rewards [rows], for which programs need not be compiled again."""
+        reward = jnp.asarray(reward, jnp.float32)
+        changed = eqx.tree_at(lambda source: source.columns.reward, self, reward)
+        if self.bounds is None:
+            return changed
+        paid = jnp.cumsum(reward)
+        return eqx.tree_at(lambda source: source.bounds.to_go, changed, paid[self.bounds.last] - paid + reward)
 
     @property
     def _choices(self) -> int:

@@ -19,6 +19,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": jax.nn.gelu,
     "elu": jax.nn.elu,
     "silu": jax.nn.silu,
+    "leaky_relu": jax.nn.leaky_relu,
 }
 
 

@@ -11,6 +11,7 @@ from habitus.core.card import card, cards
 from habitus.core.errors import ConfigError, suggest
 from habitus.core.protocols import Env, HostEnv, Learner, Source, hyperparameters
 from habitus.data.dataset import Dataset
+from habitus.data.prioritised import Prioritised
 from habitus.data.source import DatasetSource
 from habitus.envs.registry import make, name_of
 from habitus.train.episodes import WholeEpisodes
@@ -103,10 +104,7 @@ def make_source(
             if (built := learner.world(dataset)) is not None:
                 return make_source(learner, None, built, None, None, options)[0], _home(dataset)
             raise ConfigError(f"{slug_of(learner)} learns from its own actions, so it needs env=..., not only a log.")
-        plain = {"batch_size": _batch_size(learner), "window": learner.window, "from_start": learner.from_start}
-        made = DatasetSource(dataset, **(plain | options))
-        _check_window(learner, made.window, "source_options")
-        return made, _home(dataset)
+        return log_source(learner, dataset, **options), _home(dataset)
     num_envs = options.get("num_envs", getattr(learner, "num_envs", 1))
     world = make(env, num_envs=num_envs) if not isinstance(env, (Env, HostEnv)) else env
     if learner.on_policy:
@@ -152,6 +150,19 @@ def _rollouts(learner: Learner, world: Env | HostEnv, log: Dataset | None, optio
     return Rollouts(world, beside=beside, **(defaults | ours))
 
 
+def log_source(learner: Learner, log: Dataset, **options: Any) -> Source:
+    """What hands out a log as a learner wants it.
+
+    Its attributes say how, where it has them: `batch_size`; `window` and `from_start`; `priority`, the
+    exponents (alpha, beta) of prioritised replay.
+    """
+    plain = {"batch_size": _batch_size(learner), "window": learner.window, "from_start": learner.from_start}
+    source = DatasetSource(log, **(plain | options))
+    _check_window(learner, source.window, "source_options")
+    priority = getattr(learner, "priority", None)
+    return source if priority is None else Prioritised(source, *priority)
+
+
 def _batch_size(learner: Learner) -> int:
     return int(getattr(learner, "batch_size", 256))
 
@@ -171,21 +182,21 @@ def _home(dataset: Dataset) -> Env | HostEnv | None:
 
 def describe(learner: Learner, source: Source, world: Env | HostEnv | None) -> dict[str, Any]:
     """Method, hyperparameters, source and world as plain data, for the record of a run."""
-    fields = {k: _plain(v) for k, v in hyperparameters(source).items()}
+    fields = {k: plain(v) for k, v in hyperparameters(source).items()}
     return {
         "method": slug_of(learner),
-        "hyperparameters": {k: _plain(v) for k, v in hyperparameters(learner).items()},
+        "hyperparameters": {k: plain(v) for k, v in hyperparameters(learner).items()},
         "source": {"kind": type(source).__name__} | {k: v for k, v in fields.items() if v is not None},
         "env": None if world is None else name_of(world),
     }
 
 
-def _plain(value: Any) -> Any:
-    """As JSON can hold it; None for what it cannot."""
+def plain(value: Any) -> Any:
+    """A setting as JSON can hold it; None for what it cannot."""
     if isinstance(value, (bool, int, float, str, type(None))):
         return value
     if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, (Env, HostEnv)):
         return name_of(value)
     if isinstance(value, Dataset):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from habitus.core.domains import require
 from habitus.core.errors import Diverged
@@ -62,7 +62,7 @@ def train(
     state = (model, copy(model), adam.init(trainable(model)))
     stops, done, losses = np.unique(np.linspace(0, steps, POINTS + 1).round().astype(int))[1:], 0, []
     for stop in stops:
-        state, total = _steps(state, adam, loss, examples, key, batch_size, (done, stop), decay, average_every)
+        state, total = _steps(state, adam, loss, examples, key, batch_size, jnp.asarray((done, stop)), decay, average_every)
         losses.append(float(total) / (stop - done))
         done = int(stop)
         if progress is not None:
@@ -80,7 +80,7 @@ def _steps(
     examples: Any,
     key: PRNGKeyArray,
     size: int,
-    between: tuple[Array, Array],
+    between: Int[Array, "2"],
     decay: float,
     every: int,
 ) -> tuple[tuple[M, M, Any], Array]:

@@ -46,7 +46,7 @@ CARD = Card(
     paper=True,
 )
 
-REFERENCE_STEPS = 32
+REFERENCE_LEVELS = 32
 
 
 def action_push(
@@ -97,11 +97,11 @@ class PolicyGuidedDiffusion(Source):
 
     log: Dataset = eqx.field(static=True)
     model: TrajectoryModel | None = None  # made earlier by `fit_trajectories`; by default it is fitted here
-    guidance: float = 1.0  # lambda with 32 steps; with others lambda times steps is kept, as that is what counts
+    guidance: float = 1.0  # lambda with 32 levels; with others lambda times levels is kept, as that is what counts
     cosine: float = 0.3  # c, more guidance in the middle; authors' code
     normalise: bool = True  # guide by a gradient of norm 1
     denoised: bool = False  # ask the policy about the denoised trajectory instead of the noisy one
-    steps: int = 32  # noise levels, of Heun's method; authors' code: 256
+    levels: int = 32  # of noise, of Heun's method; authors' code: 256
     churn: float = 0.3125  # share by which the noise is raised in each step; authors' code: 80/256
     windows: int = 512  # trajectories in a set
     lifetime: int = 2_000  # draws until the next set; authors' code: 10,000
@@ -116,19 +116,17 @@ class PolicyGuidedDiffusion(Source):
     fit_learning_rate: float = 1e-3
     seed: int = 0  # of the fit
     progress: Callable[[int, float], None] | None = None  # told the steps of the fit and the loss
-    real: Transition = eqx.field(init=False)
-    sampled: int = eqx.field(init=False)
+    real: Transition | None = None  # the rows of the log, which this takes from it
 
     def __post_init__(self) -> None:
         require(self.guidance >= 0, f"guidance must be 0 or more, but is {self.guidance}.")
         require(self.cosine >= 0 and self.churn >= 0, "cosine and churn must be 0 or more.")
         require(0 < self.share <= 1, f"share is that of synthetic rows, in (0, 1], but is {self.share}.")
-        require(self.steps >= 2, f"steps must be 2 or more, but is {self.steps}.")
+        require(self.levels >= 2, f"levels must be 2 or more, but is {self.levels}.")
         for name in ("windows", "lifetime", "batch_size"):
             require(getattr(self, name) >= 1, f"{name} must be 1 or more, but is {getattr(self, name)}.")
         check_trajectories(self.log)
         self.real = self.log.canonical().transitions(slice(None))
-        self.sampled = max(1, round(self.share * self.batch_size))
         if self.model is None:
             self.model, _ = fit_trajectories(
                 self.log, jax.random.key(self.seed), length=self.length, stride=self.stride, features=self.features,
@@ -151,44 +149,49 @@ class PolicyGuidedDiffusion(Source):
     def spec(self) -> Spec:
         return self.log.spec
 
+    @property
+    def sampled(self) -> int:
+        """Synthetic rows of a batch."""
+        return max(1, round(self.share * self.batch_size))
+
+    @property
+    def parts(self) -> tuple[TrajectoryModel, Transition]:
+        """The model, and the real rows."""
+        assert self.model is not None and self.real is not None
+        return self.model, self.real
+
     def generate(
         self, key: PRNGKeyArray, policy: Policy | None = None, guidance: float | Array | None = None
     ) -> Float[Array, "windows time columns"]:
         """A set of trajectories, guided by a policy if there is one, as strongly as `guidance` says or the field."""
-        assert self.model is not None
+        model, _ = self.parts
         strength = self.guidance if guidance is None else guidance
         off = policy is None or (isinstance(strength, float) and strength == 0)
         guide = None if off else self._guide(policy, strength)
-        churn = Churn(self.churn * self.steps) if self.churn > 0 else None
-        return self.model.sample(key, self.windows, steps=self.steps, churn=churn, guidance=guide)
+        churn = Churn(self.churn * self.levels) if self.churn > 0 else None
+        return model.sample(key, self.windows, steps=self.levels, churn=churn, guidance=guide)
 
     def _guide(self, policy: Any, strength: float | Array) -> Guidance:
         """What each step adds: the weighted push on the action columns, and nothing elsewhere."""
-        model = self.model
-        assert model is not None
-        scaled = strength * REFERENCE_STEPS / self.steps
+        model, _ = self.parts
+        scaled = strength * REFERENCE_LEVELS / self.levels
 
         def guide(x: Array, sigma: Array, i: Array) -> Array:
             seen = model.denoiser(x, sigma) if self.denoised else x
             push = action_push(policy, model.columns, seen, self.normalise)
-            push = scaled * weight(i, self.steps, self.cosine) * push
+            push = scaled * weight(i, self.levels, self.cosine) * push
             return jnp.zeros_like(x).at[:, model.columns.actions].set(push)
 
         return guide
 
     def init(self, explorer: Explorer, key: PRNGKeyArray) -> Synthetic:
         self._check(explorer)
-        n = self.windows * self.real_length
-        rows = take(self.real, jax.random.randint(key, (n,), 0, self.real.size))
+        model, real = self.parts
+        n = self.windows * model.length
+        rows = take(real, jax.random.randint(key, (n,), 0, real.size))
         zero = jnp.zeros((), jnp.int32)
         first = Synthetic(rows, jnp.full((), n, jnp.int32), zero, zero)
         return _renewed(first, self, None, key)
-
-    @property
-    def real_length(self) -> int:
-        """Rows of a trajectory."""
-        assert self.model is not None
-        return self.model.length
 
     def _check(self, explorer: Explorer) -> None:
         """Raises `SpaceMismatch` unless the explorer's actions are those of the log."""
@@ -204,8 +207,9 @@ class PolicyGuidedDiffusion(Source):
         make_key, own_key, real_key = jax.random.split(key, 3)
         state = seldom(state.age >= self.lifetime, _renewed, state, self, explorer, make_key)
         synthetic = take(state.rows, jax.random.randint(own_key, (self.sampled,), 0, state.count))
-        rows = jax.random.randint(real_key, (self.batch_size - self.sampled,), 0, self.real.size)
-        batch = jax.tree.map(lambda *xs: jnp.concatenate(xs), synthetic, take(self.real, rows))
+        _, real = self.parts
+        rows = jax.random.randint(real_key, (self.batch_size - self.sampled,), 0, real.size)
+        batch = jax.tree.map(lambda *xs: jnp.concatenate(xs), synthetic, take(real, rows))
         return eqx.tree_at(lambda s: s.age, state, state.age + 1), batch
 
     def report(self, state: Synthetic) -> tuple[Synthetic, Metrics]:
@@ -217,9 +221,9 @@ def _renewed(
     state: Synthetic, source: PolicyGuidedDiffusion, policy: Policy | None, key: PRNGKeyArray
 ) -> Synthetic:
     """The next set; the one before, if nothing of the next is whole."""
-    assert source.model is not None
+    model, _ = source.parts
     found = source.generate(key, policy)
-    rows, whole = jax.vmap(source.model.columns.unpack)(found)
+    rows, whole = jax.vmap(model.columns.unpack)(found)
     dropped = (~jnp.isfinite(found).all((1, 2))).sum(dtype=jnp.int32)
     kept: Bool[Array, "rows"] = whole.ravel()
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)

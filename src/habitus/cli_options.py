@@ -72,5 +72,7 @@ def plain_fields(cls: type) -> type:
             continue
         comment = re.search(rf"^    {f.name}: .*?  # (.*)$", text, re.M)
         help_text = comment.group(1) if comment else ""
-        fields.append((f.name, Annotated[hints[f.name], tyro.conf.arg(help=help_text)], dataclasses.field(default=f.default)))
+        fields.append(
+            (f.name, Annotated[hints[f.name], tyro.conf.arg(help=help_text)], dataclasses.field(default=f.default))
+        )
     return dataclasses.make_dataclass(f"{cls.__name__}Options", fields, frozen=True)

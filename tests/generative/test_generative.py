@@ -119,4 +119,6 @@ def test_training_finds_the_data():
 def test_the_decays_of_averages():
     np.testing.assert_allclose(power_decay(jnp.asarray(15)), 1 - 16**-0.75)
     np.testing.assert_allclose(ramped_decay(jnp.asarray(1)), 2 / 11, rtol=1e-6)
-    assert power_decay(jnp.asarray(10**8)) == np.float32(0.9999) and ramped_decay(jnp.asarray(10**8)) == np.float32(0.995)
+    assert power_decay(jnp.asarray(10**8)) == np.float32(0.9999) and ramped_decay(jnp.asarray(10**8)) == np.float32(
+        0.995
+    )

@@ -19,7 +19,6 @@ from habitus.data.windows import window_starts
 from habitus.generative.columns import Columns
 from habitus.generative.edm import Denoiser
 from habitus.methods.offline.pgd import PolicyGuidedDiffusion, action_push
-from habitus.methods.offline.td3bc import TD3BC
 from habitus.nets.distributions import Normal
 from habitus.nets.normalise import Standardiser
 from habitus.nets.policies import Deterministic, Noisy, Normalised, Sampling, likelihood
@@ -64,9 +63,7 @@ class Zero(eqx.Module):
 
 def gaussian(length=16, obs=2):
     """The exact model of trajectories whose columns are independent standard Gaussians."""
-    columns = Columns(
-        Standardiser(jnp.zeros(obs + 3), jnp.ones(obs + 3)), jnp.float32(-9), jnp.float32(9), obs, 1
-    )
+    columns = Columns(Standardiser(jnp.zeros(obs + 3), jnp.ones(obs + 3)), jnp.float32(-9), jnp.float32(9), obs, 1)
     return TrajectoryModel(Denoiser(Zero()), columns, length)
 
 
@@ -137,7 +134,7 @@ def test_the_likelihood_is_the_policys_own_or_a_unit_gaussian():
 def test_windows_stay_in_an_episode_and_end_where_it_terminates():
     starts = window_starts(LOG, 3, stride=4)
     valid = [0, 1, 2, 5, 6, 7, 8, 9, 10, 11, 14]
-    assert starts.tolist() == sorted({*valid[::4], 0, 5, 14, 2, 14})
+    assert starts.tolist() == sorted({*valid[::4], 0, 5, 14, 2})
     for start in window_starts(LOG, 3):
         assert not np.asarray(LOG.terminated | LOG.truncated)[start : start + 2].any()
     with pytest.raises(DataError, match="longest has 9"):
@@ -207,14 +204,8 @@ def test_the_share_of_real_rows_is_that_asked_for():
 def test_learners_of_every_kind_learn_from_it():
     made = source(windows=8, lifetime=2, batch_size=8)
     for slug in ("td3bc", "iql", "prdc"):
-        run = learn(slug, made, 5, hidden=(8, 8), points=1) if False else _learned(slug, made)
+        run = learn(slug, made, 5, hidden=(8, 8), points=1)
         assert np.isfinite(run.history["synthetic/whole"]).all()
-
-
-def _learned(slug, made):
-    from habitus.train.setup import entry
-
-    return learn(entry(slug)(hidden=(8, 8)), made, 5, points=1)
 
 
 def test_what_is_due_for_all_or_none_stays_a_branch_when_mapped():
@@ -256,4 +247,3 @@ def test_logs_that_do_not_fit_are_refused():
         source().init(Constant(jnp.zeros(2)), KEY)
     with pytest.raises(ConfigError, match="multiple of 8"):
         PolicyGuidedDiffusion(LOG, length=3, features=12)
-    assert TD3BC

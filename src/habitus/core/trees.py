@@ -137,7 +137,6 @@ def when(condition: Bool[Array, ""], act: Callable[..., tuple[T, Metrics]], stat
     return eqx.combine(arrays, static), found
 
 
-
 def seldom(condition: Bool[Array, ""], act: Callable[..., T], state: T, *args: Any) -> T:
     """`act(state, *args)` if `condition`, else the state: for what is dear, and due for all seeds at once or for none.
 
@@ -158,9 +157,7 @@ def seldom(condition: Bool[Array, ""], act: Callable[..., T], state: T, *args: A
     def _(size: int, batched: Any, condition: Array, arrays: PyTree) -> tuple[PyTree, Any]:
         due = condition if batched[0] else jnp.broadcast_to(condition, (size,))
         axes = jax.tree.map(lambda b: 0 if b else None, batched[1])
-        before = jax.tree.map(
-            lambda x, b: x if b else jnp.broadcast_to(x, (size, *x.shape)), arrays[0], batched[1][0]
-        )
+        before = jax.tree.map(lambda x, b: x if b else jnp.broadcast_to(x, (size, *x.shape)), arrays[0], batched[1][0])
 
         def for_some(arrays: PyTree) -> PyTree:
             after = jax.vmap(run, in_axes=(axes,), axis_size=size)(arrays)

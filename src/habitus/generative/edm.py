@@ -22,7 +22,7 @@ LEAST = 1e-20  # ln(0) has no place in a program, even where it is thrown away
 
 
 class Denoiser(eqx.Module):
-    """`D(x; sigma) = c_skip x + c_out F(c_in x, ln(sigma) / 4, condition)`: the mean of the clean data given noisy ones.
+    """`D(x; sigma) = c_skip x + c_out F(c_in x, ln(sigma) / 4, condition)`: the mean of the data given noisy ones.
 
     Attributes:
         network: `F`, a function of the scaled input, of the code of the noise level, and of what it is

@@ -62,7 +62,9 @@ def train(
     state = (model, copy(model), adam.init(trainable(model)))
     stops, done, losses = np.unique(np.linspace(0, steps, POINTS + 1).round().astype(int))[1:], 0, []
     for stop in stops:
-        state, total = _steps(state, adam, loss, examples, key, batch_size, jnp.asarray((done, stop)), decay, average_every)
+        state, total = _steps(
+            state, adam, loss, examples, key, batch_size, jnp.asarray((done, stop)), decay, average_every
+        )
         losses.append(float(total) / (stop - done))
         done = int(stop)
         if progress is not None:

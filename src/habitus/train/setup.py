@@ -110,7 +110,9 @@ def make_source(
         if learner.on_policy and not source.acts:
             raise ConfigError(f"{slug_of(learner)} learns from its own actions, so it needs env=..., not only a log.")
         if learner.sides and not getattr(source, "apart", False):
-            raise ConfigError(f"{slug_of(learner)} learns from a world and a log at once: give both env=... and data=...")
+            raise ConfigError(
+                f"{slug_of(learner)} learns from a world and a log at once: give both env=... and data=..."
+            )
         log = source.spec.dataset
         world = _raw(getattr(source, "env", None))
         return source, _home(log) if world is None and isinstance(log, Dataset) else world

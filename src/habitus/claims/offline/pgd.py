@@ -123,9 +123,7 @@ def _fitted(log: Dataset, seed: int, budget: Budget) -> tuple[PolicyGuidedDiffus
         log, model_key, length=budget.length, features=budget.features, blocks=budget.blocks, steps=budget.fit_steps
     )
     world, _ = fit_world(log, world_key, steps=budget.model_steps, horizon=budget.length - 1)
-    source = PolicyGuidedDiffusion(
-        log, model, levels=budget.levels, windows=budget.windows, lifetime=budget.lifetime
-    )
+    source = PolicyGuidedDiffusion(log, model, levels=budget.levels, windows=budget.windows, lifetime=budget.lifetime)
     starts = jnp.asarray(np.asarray(log.canonical().obs), jnp.float32)
     return source, dataclasses.replace(world, starts=starts)
 
@@ -208,8 +206,8 @@ def _scores(arm: list[Source], log: Dataset, budget: Budget) -> np.ndarray:
 
 
 CLAIM = Claim(
-    statement="Guidance makes synthetic trajectories likelier under the target policy, with a lower dynamics error than "
-    "a world model that is rolled out, and a learner does better with them than with the real data alone.",
+    statement="Guidance makes synthetic trajectories likelier under the target policy, with a lower dynamics error "
+    "than a world model that is rolled out, and a learner does better with them than with the real data alone.",
     run=run,
     full=FULL,
     smoke=SMOKE,

@@ -217,9 +217,7 @@ class PolicyGuidedDiffusion(Source):
         return state, {"synthetic/dropped": state.dropped.astype(jnp.float32), "synthetic/whole": whole}
 
 
-def _renewed(
-    state: Synthetic, source: PolicyGuidedDiffusion, policy: Policy | None, key: PRNGKeyArray
-) -> Synthetic:
+def _renewed(state: Synthetic, source: PolicyGuidedDiffusion, policy: Policy | None, key: PRNGKeyArray) -> Synthetic:
     """The next set; the one before, if nothing of the next is whole."""
     model, _ = source.parts
     found = source.generate(key, policy)

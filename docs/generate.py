@@ -135,6 +135,8 @@ def hyperparameters(text: str, name: str) -> str:
         if not isinstance(field.target, ast.Name) or ast.unparse(field.annotation).startswith("ClassVar"):
             continue
         assert field.value is not None
+        if ast.unparse(field.value) == "eqx.field(static=True)":
+            continue
         own, above = lines[field.end_lineno - 1], lines[field.lineno - 2].strip()  # type: ignore[operator]
         comment = own.split("  # ", 1)[1] if "  # " in own else (above[2:] if above.startswith("# ") else "")
         value = ast.unparse(field.value)

@@ -133,10 +133,10 @@ def learn_command(argv: list[str]) -> None:
 
     import tyro
 
-    from habitus.cli_options import LearnOptions, SourceOptions
+    from habitus.cli_options import LearnOptions, SourceOptions, named_source, plain_fields
     from habitus.core.protocols import Learner, hyperparameters
     from habitus.train.loop import learn
-    from habitus.train.setup import entry
+    from habitus.train.setup import entry, source_class, wrap_log
 
     slug, rest = argv[0], argv[1:]
     learner = entry(slug)
@@ -150,10 +150,18 @@ def learn_command(argv: list[str]) -> None:
     ]
     if "num_envs" not in {f.name for f in dataclasses.fields(learner)}:
         fields.append(("source", flat[SourceOptions], dataclasses.field(default_factory=SourceOptions)))
+    if (through := named_source(rest)) is not None:
+        made_of = plain_fields(source_class(through))
+        fields.append((through.replace("-", "_"), made_of, dataclasses.field(default_factory=made_of)))
     arguments = dataclasses.make_dataclass("Arguments", fields)
     found: Any = tyro.cli(arguments, args=rest, prog=f"habitus learn {slug}", description=card(slug).title)
     options = found.options.resolved(slug)
-    if hasattr(found, "source"):
+    if through is not None:
+        chosen = dataclasses.asdict(getattr(found, through.replace("-", "_")))
+        chosen = {k: v for k, v in chosen.items() if v != getattr(made_of(), k)}
+        env, data = options.pop("env"), options.pop("data")
+        options["source"] = wrap_log(through, found.hyperparameters, data, env, chosen)
+    elif hasattr(found, "source"):
         options["source_options"] = found.source.resolved()
     print(f"{slug}: " + ", ".join(f"{k}={v}" for k, v in hyperparameters(found.hyperparameters).items()))
     _finished(learn(found.hyperparameters, **options))

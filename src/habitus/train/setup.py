@@ -62,6 +62,28 @@ def make_learner(learner: Learner | str, settings: dict[str, Any]) -> Learner:
     return cls(**settings)
 
 
+def source_class(slug: str) -> type[Source]:
+    """The class of a method that is a source. Raises `ConfigError` for any other method."""
+    if card(slug).kind != "source":
+        known = [c.slug for c in cards().values() if c.kind == "source"]
+        raise ConfigError(f"{slug} is a {card(slug).kind}, not a source; the sources are {', '.join(known)}.")
+    return entry(slug)  # type: ignore[no-any-return]
+
+
+def wrap_log(slug: str, learner: Learner, data: Any, env: Any, options: dict[str, Any]) -> Source:
+    """The source `slug`, which makes experience out of a log.
+
+    Raises:
+        ConfigError: if it is not a source, or what was given does not fit.
+    """
+    cls, dataset = source_class(slug), load_data(data)
+    if dataset is None or env is not None:
+        raise ConfigError(f"{slug} makes experience out of a log: give data=..., and no world to act in.")
+    if learner.on_policy:
+        raise ConfigError(f"{slug_of(learner)} learns from its own actions, so it needs env=..., not only a log.")
+    return cls(dataset, **({"batch_size": _batch_size(learner)} | options))  # type: ignore[call-arg]
+
+
 def load_data(data: Dataset | str | Path | None) -> Dataset | None:
     """A data set from itself, a file, or the name of a standard set."""
     if data is None or isinstance(data, Dataset):
@@ -89,7 +111,15 @@ def make_source(
         if env is not None or data is not None or options:
             raise ConfigError("give either a source, or env= and data= with their options, not both.")
         _check_window(learner, getattr(source, "window", None), type(source).__name__)
-        return source, _raw(getattr(source, "env", None))
+        if learner.on_policy and not source.acts:
+            raise ConfigError(f"{slug_of(learner)} learns from its own actions, so it needs env=..., not only a log.")
+        if learner.sides and not getattr(source, "apart", False):
+            raise ConfigError(
+                f"{slug_of(learner)} learns from a world and a log at once: give both env=... and data=..."
+            )
+        log = source.spec.dataset
+        world = _raw(getattr(source, "env", None))
+        return source, _home(log) if world is None and isinstance(log, Dataset) else world
     if isinstance(source, (Dataset, str, Path)):
         data = source if data is None else data
     elif source is not None:

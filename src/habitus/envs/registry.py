@@ -22,6 +22,7 @@ from habitus.envs.worlds.cartpole_swingup import CartPoleSwingUp
 from habitus.envs.worlds.combination_lock import CombinationLock
 from habitus.envs.worlds.finite import LinearMDP, TabularLock
 from habitus.envs.worlds.four_rooms import FourRooms
+from habitus.envs.worlds.frozen_lake import FrozenLake
 from habitus.envs.worlds.icu5 import ICU5
 from habitus.envs.worlds.keydoor import KeyDoor
 from habitus.envs.worlds.mountaincar_continuous import MountainCarContinuous
@@ -39,6 +40,7 @@ BUILT_IN: dict[str, tuple[type[Env], int | str]] = {
     "pointmaze": (PointMaze, 200),
     "four-rooms": (FourRooms, "limit"),
     "bit-flip": (BitFlip, "bits"),
+    "frozen-lake": (FrozenLake, 100),
     "keydoor": (KeyDoor, "limit"),
     "icu5": (ICU5, 20),
     "combination-lock": (CombinationLock, "length"),

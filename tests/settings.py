@@ -53,6 +53,9 @@ TINY = {
     "epochs": 4,
     "minibatch_size": 64,
     "inner_steps": 4,
+    "bc_updates": 2,
+    "bc_batch_size": 32,
+    "capacity": 256,
     "value_epochs": 2,
     "value_batch_size": 64,
 }
@@ -71,6 +74,7 @@ PLAIN_OF = {
     "cql-discrete": {"alpha": 0.0},
     "h2o": {"penalty": 0.0},
     "uni-o4": {"clone_share": 0.01, "improve_share": 0.01},
+    "pcg-imitation": {"num_envs": 8},
 }
 
 # what each network that a learner may train is for
@@ -97,6 +101,10 @@ BAD = {
     "improve_share": (0.0, 1.0),
     "diversity": (-0.1,),
     "penalty": (-0.1,),
+    "bc_updates": (-1,),
+    "return_weight": (-0.1,),
+    "local_weight": (-0.1,),
+    "global_weight": (-0.1,),
     "gap_noise": (-0.1,),
     "input_noise": (-0.1,),
     "min_weight": (-0.1,),
@@ -134,7 +142,8 @@ BAD = {
     (
         "batch_size", "epochs", "minibatch_size", "value_epochs", "value_batch_size", "inner_steps", "num_envs",
         "rollout_length", "actor_delay", "target_period", "copy_period", "epsilon_updates", "samples",
-        "neighbours", "max_pairs", "policies", "models", "gate_every", "gate_starts", "gate_horizon",
+        "neighbours", "max_pairs", "bc_batch_size", "capacity",
+        "policies", "models", "gate_every", "gate_starts", "gate_horizon",
     ),
     (0,),
 )  # fmt: skip

@@ -188,6 +188,7 @@ class Learner(eqx.Module):
         trains: for each network in the state, the losses whose gradient reaches it. A loss is a
             method `(network, state, batch, key) -> (loss, metrics)` of that name.
         sides: whether it learns from a world and a log at once, told apart (`Sides`).
+        studies: whether, on-policy as it is, it may be given a log besides its world, which it finds in `spec.dataset`.
         continues: slugs of other learners whose runs this one can go on from (`warm_start`).
         from_start: whether its windows begin where episodes do (see `window`).
     """
@@ -195,6 +196,7 @@ class Learner(eqx.Module):
     on_policy: ClassVar[bool] = False
     trains: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     sides: ClassVar[bool] = False
+    studies: ClassVar[bool] = False
     continues: ClassVar[tuple[str, ...]] = ()
     from_start: ClassVar[bool] = False
 

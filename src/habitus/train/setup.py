@@ -105,9 +105,9 @@ def make_source(
     num_envs = options.get("num_envs", getattr(learner, "num_envs", 1))
     world = make(env, num_envs=num_envs) if not isinstance(env, (Env, HostEnv)) else env
     if learner.on_policy:
-        if dataset is not None:
+        if dataset is not None and not learner.studies:
             raise ConfigError(f"{slug_of(learner)} learns from its own actions; it cannot mix in a log.")
-        defaults = {"num_envs": num_envs, "length": getattr(learner, "rollout_length", 128)}
+        defaults = {"num_envs": num_envs, "length": getattr(learner, "rollout_length", 128), "log": dataset}
         return Rollouts(world, **(defaults | options)), world
     _check_window(learner, None, "a replay of env=...")
     defaults = {"batch_size": _batch_size(learner), "prefill": dataset, "mix": 0.5 if mix is None else mix}

@@ -59,20 +59,26 @@ class Rollouts(Source):
     env: Canonical | HostCanonical
     num_envs: int
     length: int
+    log: Dataset | None
 
-    def __init__(self, env: Env | HostEnv, num_envs: int = 8, length: int = 128):
+    def __init__(self, env: Env | HostEnv, num_envs: int = 8, length: int = 128, log: Dataset | None = None):
         """Args:
             env: a world in the user's spaces; it is put into canonical form here.
             num_envs: copies stepped together; a host world says so itself.
             length: steps of each copy in one draw.
+            log: for learners that study one; no batch holds rows of it, `spec.dataset` is it.
 
         Raises:
             ConfigError: if a count is not positive.
+            SpaceMismatch: if the log and the world differ in their spaces.
         """
         require(num_envs > 0 and length > 0, "Rollouts needs num_envs and length above 0.")
         self.env = canonical(env)
         self.num_envs = self.env.num_envs if isinstance(self.env, HostEnv) else num_envs
         self.length = length
+        if log is not None:
+            self.env.env.spec.check_same(log.spec, "the log")
+        self.log = None if log is None else log.canonical()
 
     @property
     def pure(self) -> bool:
@@ -84,7 +90,8 @@ class Rollouts(Source):
 
     @property
     def spec(self) -> Spec:
-        return self.env.env.spec
+        own = self.env.env.spec
+        return Spec(own.observation_space, own.action_space, own.horizon, self.log)
 
     def init(self, explorer: Explorer, key: PRNGKeyArray) -> Any:
         if isinstance(self.env, HostEnv):

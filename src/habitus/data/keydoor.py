@@ -16,7 +16,17 @@ from habitus.core.errors import ConfigError, DataError
 from habitus.core.protocols import Env
 from habitus.data.dataset import Dataset
 from habitus.envs.worlds.keydoor import (
-    CLOSED, FORWARD, HEADINGS, LEFT, LOCKED, OPEN, PICK_UP, RIGHT, TOGGLE, KeyDoor, KeyDoorState,
+    CLOSED,
+    FORWARD,
+    HEADINGS,
+    LEFT,
+    LOCKED,
+    OPEN,
+    PICK_UP,
+    RIGHT,
+    TOGGLE,
+    KeyDoor,
+    KeyDoorState,
 )  # fmt: skip
 
 USEFUL = (LEFT, RIGHT, FORWARD, PICK_UP, TOGGLE)
@@ -24,10 +34,11 @@ FAR = np.int32(1 << 20)  # more steps than any way has
 
 
 @lru_cache(maxsize=4096)
-def distances(size: int, door: tuple[int, int], key: tuple[int, int]) -> Int[np.ndarray, "actions held lock turn x y"]:
-    """Steps to the goal if each of `USEFUL` is taken first, whatever the state, by breadth-first search from the goal.
+def ways(size: int, door: tuple[int, int], key: tuple[int, int]) -> Int[np.ndarray, "two held lock turn x y"]:
+    """The first step of a shortest way to the goal from every state, and its length, by breadth-first search.
 
-    Axes: the action; whether the key is held; the lock; the heading; where the agent stands. `FAR` where there is no way.
+    Axes: whether the key is held; the lock; the heading; where the agent stands. The length is `FAR` where
+    there is no way.
     """
     held, lock, turn, x, y = np.indices((2, 3, 4, size, size))
     front = np.stack([x, y], -1) + HEADINGS[turn]
@@ -43,30 +54,41 @@ def distances(size: int, door: tuple[int, int], key: tuple[int, int]) -> Int[np.
         (np.where(at_key, 1, held), lock, turn, x, y),
         (held, np.where(turned, np.where(lock == OPEN, CLOSED, OPEN), lock), turn, x, y),
     ]
+    flat = [np.ravel_multi_index(way, held.shape) for way in after]
     steps = np.where((x == size - 2) & (y == size - 2), 0, FAR)
     while True:
-        through = np.stack([1 + steps[way] for way in after])
+        through = np.stack([1 + steps.ravel()[way] for way in flat])
         nearer = np.minimum(steps, through.min(0))
         if (nearer == steps).all():
-            return np.minimum(through, FAR)
+            return np.stack([np.array(USEFUL)[through.argmin(0)], np.minimum(steps, FAR)])
         steps = nearer
 
 
-def best_actions(size: int, state: KeyDoorState) -> Int[np.ndarray, "levels"]:
-    """The first step of a shortest way in each of several states [levels].
+class Solver:
+    """The first steps of shortest ways in several levels; a way is searched anew only where the key was moved."""
 
-    Raises:
-        DataError: if from one of them no way leads to the goal.
-    """
-    columns = (state.agent, state.heading, state.key, state.carried, state.door, state.lock)
-    out = []
-    for agent, heading, key, held, door, lock in zip(*map(np.asarray, columns), strict=True):
-        table = distances(size, tuple(door.tolist()), tuple(key.tolist()))
-        ways = table[:, int(held), lock, heading, agent[0], agent[1]]
-        if ways.min() >= FAR:
-            raise DataError(f"no way leads from {agent.tolist()} to the goal; leave this level out.")
-        out.append(USEFUL[int(ways.argmin())])
-    return np.array(out, np.int32)
+    def __init__(self, size: int, state: KeyDoorState):
+        self.size, self.door = size, np.asarray(state.door)
+        self.key = np.full_like(self.door, -1)
+        self.ways = np.zeros((len(self.door), 2, 2, 3, 4, size, size), np.int32)
+
+    def __call__(self, state: KeyDoorState, among: Bool[np.ndarray, "levels"]) -> Int[np.ndarray, "levels"]:
+        """An action for each level of `among`; what stands for the others means nothing.
+
+        Raises:
+            DataError: if from one of them no way leads to the goal.
+        """
+        key = np.asarray(state.key)
+        for i in np.flatnonzero((key != self.key).any(1)):
+            self.ways[i] = ways(self.size, tuple(self.door[i].tolist()), tuple(key[i].tolist()))
+        self.key = key
+        x, y = np.asarray(state.agent).T
+        at = (np.asarray(state.carried).astype(int), np.asarray(state.lock), np.asarray(state.heading), x, y)
+        action, length = self.ways[(np.arange(len(x)), slice(None), *at)].T
+        stuck = among & (length >= FAR)
+        if stuck.any():
+            raise DataError(f"no way leads to the goal in {stuck.sum()} of the levels; leave them out.")
+        return action
 
 
 def demonstrate(world: Env, levels: Sequence[int], noise: float = 0.0, seed: int = 0) -> Dataset:
@@ -89,16 +111,14 @@ def demonstrate(world: Env, levels: Sequence[int], noise: float = 0.0, seed: int
         raise ConfigError(f"noise is a share of the actions, in [0, 1], but is {noise}.")
     rng, horizon = np.random.default_rng(seed), world.horizon or inner.limit
     state, obs = _starts(inner, jnp.asarray(levels, jnp.uint32))
-    rows, over = [], np.zeros(len(levels), bool)
+    solver, rows, over = Solver(inner.size, state), [], np.zeros(len(levels), bool)
     for time in range(1, horizon + 1):
-        action = best_actions(inner.size, _alive(state, over))
-        chosen = np.zeros(len(levels), np.int32)
-        chosen[~over] = action
         random = rng.random(len(levels)) < noise
-        chosen = np.where(random, rng.integers(0, 7, len(levels)), chosen).astype(np.int32)
+        chosen = np.where(random, rng.integers(0, 7, len(levels)), solver(state, ~over)).astype(np.int32)
         state, step = _step(inner, state, jnp.asarray(chosen))
         ended = np.asarray(step.terminated)
-        columns = (np.asarray(obs), chosen, np.asarray(step.reward), ended, ~ended & (time == horizon), np.asarray(step.obs))
+        last = ~ended & (time == horizon)
+        columns = (np.asarray(obs), chosen, np.asarray(step.reward), ended, last, np.asarray(step.obs))
         rows.append((~over, columns))
         over, obs = over | ended, step.obs
         if over.all():
@@ -112,7 +132,7 @@ def demonstrate(world: Env, levels: Sequence[int], noise: float = 0.0, seed: int
     return Dataset.from_arrays(**dict(zip(names, found, strict=True)), **spaces, meta=meta, validate=False)
 
 
-def noise_for(world: Env, share: float, levels: Sequence[int] = range(200), halvings: int = 7) -> float:
+def noise_for(world: Env, share: float, levels: Sequence[int] = range(100), halvings: int = 6) -> float:
     """The share of random actions with which demonstrations earn `share` of what the best ones do, by bisection."""
     wanted = share * float(demonstrate(world, levels).returns.mean())
     low, high = 0.0, 1.0
@@ -121,10 +141,6 @@ def noise_for(world: Env, share: float, levels: Sequence[int] = range(200), halv
         enough = float(demonstrate(world, levels, middle, seed=1).returns.mean()) > wanted
         low, high = (middle, high) if enough else (low, middle)
     return (low + high) / 2
-
-
-def _alive(state: KeyDoorState, over: Bool[np.ndarray, "levels"]) -> KeyDoorState:
-    return jax.tree.map(lambda x: np.asarray(x)[~over], state)
 
 
 @eqx.filter_jit

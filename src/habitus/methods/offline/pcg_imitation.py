@@ -7,8 +7,8 @@ steps, with the same optimiser, keep the policy near a ranked buffer, which begi
 demonstrations and which the learner's own better episodes take over, so that poor demonstrations
 do not hold it back. Without demonstrations that is RAPID; without cloning steps it is PPO.
 
-A. Andres, L. Schäfer, S. V. Albrecht and J. Del Ser, "Using Offline Data to Speed-up Reinforcement
-Learning in Procedurally Generated Environments", 2023.
+A. Andres, L. Schäfer, E. Villar-Rodriguez, S. V. Albrecht and J. Del Ser, "Using Offline Data to
+Speed-up Reinforcement Learning in Procedurally Generated Environments", 2023.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from habitus.train.imitation import Imitating, Memory
 
 CARD = Card(
     title="Using Offline Data to Speed-up Reinforcement Learning in Procedurally Generated Environments",
-    authors="Andres, Alain and Schäfer, Lukas and Albrecht, Stefano V. and Del Ser, Javier",
+    authors="Andres, Alain and Schäfer, Lukas and Villar-Rodriguez, Esther and Albrecht, Stefano V. "
+    "and Del Ser, Javier",
     year=2023,
     venue="arXiv",
     arxiv="2304.09825",

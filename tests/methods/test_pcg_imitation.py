@@ -17,9 +17,10 @@ from habitus.data.dataset import Dataset
 from habitus.methods.offline.bc import BC
 from habitus.methods.offline.pcg_imitation import PCGImitation
 from habitus.methods.online.ppo import PPO
+from habitus.nets.heads import DeterministicActor
 from habitus.train.ranking import Ranking, Watch
 
-from .cases import HIDDEN, KEY, discrete_spec, same
+from .cases import HIDDEN, KEY, box_spec, discrete_spec, same
 
 HORIZON, ENVS = 6, 4
 PLAIN = discrete_spec()
@@ -132,7 +133,7 @@ def test_a_clone_hands_over_policy_moments_and_normaliser_and_the_critic_starts_
     with pytest.raises(ConfigError, match="normalise_obs"):
         PCGImitation(**SMALL | {"normalise_obs": True}).adopt(fresh, earlier)
     with pytest.raises(SpaceMismatch, match="deterministic"):
-        learner.adopt(fresh, dataclasses.replace(earlier, actor=lambda obs: obs))
+        learner.adopt(fresh, dataclasses.replace(earlier, actor=DeterministicActor(box_spec(), HIDDEN, KEY)))
 
 
 def test_bad_input_is_one_sentence():

@@ -153,7 +153,7 @@ class Watch(eqx.Module):
         number = jnp.cumsum(ends, 1, dtype=jnp.int32) - ends
         number = self.episodes + jnp.arange(envs, dtype=jnp.int32)[:, None] * (time + 1) + number
         flat = [x.reshape(-1, *x.shape[2:]) for x in (*columns, number)]
-        rest = [jax.vmap(lambda x, i: jax.lax.dynamic_slice_in_dim(x, i, room))(x, over) for x in columns]
+        rest = [jax.vmap(lambda x, i: jnp.roll(x, -i, 0)[:room])(x, over) for x in columns]
         length = jnp.minimum(self.length + time - over, room)
         known = jnp.arange(room + time) < over[:, None]
         return Watch(*rest, length, self.episodes + envs * (time + 1)), Rows.of(*flat), known.ravel()

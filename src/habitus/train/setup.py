@@ -12,7 +12,7 @@ from habitus.core.protocols import Env, HostEnv, Learner, Source, hyperparameter
 from habitus.data.dataset import Dataset
 from habitus.data.source import DatasetSource
 from habitus.envs.registry import make, name_of
-from habitus.train.sources import Replay, Rollouts
+from habitus.train.sources import Aside, Replay, Rollouts
 
 
 def entry(slug: str) -> Any:
@@ -163,6 +163,8 @@ def _plain(value: Any) -> Any:
         return [_plain(v) for v in value]
     if isinstance(value, (Env, HostEnv)):
         return name_of(value)
+    if isinstance(value, Aside):
+        return _plain(value.log)
     if isinstance(value, Dataset):
         return {"name": value.name, "rows": len(value), "episodes": len(value.starts)}
     return float(value) if getattr(value, "shape", None) == () else None

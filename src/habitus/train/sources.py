@@ -50,6 +50,19 @@ class Uniform(Policy):
         return jax.random.uniform(key, self.shape, minval=-1.0, maxval=1.0), carry
 
 
+@dataclasses.dataclass(frozen=True)
+class Aside:
+    """A log that goes with a source but that no draw reads: with another one the program is the same."""
+
+    log: Dataset | None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Aside)
+
+    def __hash__(self) -> int:
+        return hash(Aside)
+
+
 class Rollouts(Source):
     """Fresh on-policy experience: each draw is `length` steps of `num_envs` copies of a world.
 
@@ -59,7 +72,7 @@ class Rollouts(Source):
     env: Canonical | HostCanonical
     num_envs: int
     length: int
-    log: Dataset | None
+    aside: Aside
 
     def __init__(self, env: Env | HostEnv, num_envs: int = 8, length: int = 128, log: Dataset | None = None):
         """Args:
@@ -78,7 +91,7 @@ class Rollouts(Source):
         self.length = length
         if log is not None:
             self.env.env.spec.check_same(log.spec, "the log")
-        self.log = None if log is None else log.canonical()
+        self.aside = Aside(None if log is None else log.canonical())
 
     @property
     def pure(self) -> bool:
@@ -91,7 +104,7 @@ class Rollouts(Source):
     @property
     def spec(self) -> Spec:
         own = self.env.env.spec
-        return Spec(own.observation_space, own.action_space, own.horizon, self.log)
+        return Spec(own.observation_space, own.action_space, own.horizon, self.aside.log)
 
     def init(self, explorer: Explorer, key: PRNGKeyArray) -> Any:
         if isinstance(self.env, HostEnv):

@@ -55,6 +55,9 @@ TINY = {
     "epochs": 4,
     "minibatch_size": 64,
     "inner_steps": 4,
+    "bc_updates": 2,
+    "bc_batch_size": 32,
+    "capacity": 256,
     "value_epochs": 2,
     "value_samples": 4,
     "value_batch_size": 64,
@@ -77,6 +80,7 @@ PLAIN_OF = {
     "uni-o4": {"clone_share": 0.01, "improve_share": 0.01},
     "hnpg": {"value_learning_rate": 3e-3, "gae_lambda": 1.0},
     "trpo-stepwise": {"value_learning_rate": 3e-3, "gae_lambda": 1.0},
+    "pcg-imitation": {"num_envs": 8},
 }
 
 # what each network that a learner may train is for
@@ -113,6 +117,10 @@ BAD = {
     "cg_steps": (0,),
     "backtracks": (0,),
     "max_rows": (0,),
+    "bc_updates": (-1,),
+    "return_weight": (-0.1,),
+    "local_weight": (-0.1,),
+    "global_weight": (-0.1,),
     "gap_noise": (-0.1,),
     "input_noise": (-0.1,),
     "min_weight": (-0.1,),
@@ -159,8 +167,8 @@ BAD = {
     (
         "batch_size", "epochs", "minibatch_size", "value_epochs", "value_batch_size", "inner_steps", "num_envs",
         "rollout_length", "actor_delay", "target_period", "copy_period", "epsilon_updates", "samples",
-        "cg_steps", "backtracks", "value_samples",
-        "neighbours", "max_pairs", "policies", "models", "gate_every", "gate_starts", "gate_horizon",
+        "cg_steps", "backtracks", "value_samples", "neighbours", "max_pairs", "bc_batch_size", "capacity",
+        "policies", "models", "gate_every", "gate_starts", "gate_horizon",
     ),
     (0,),
 )  # fmt: skip

@@ -15,11 +15,25 @@ from habitus.core.experience import Sides, Transition
 from habitus.core.protocols import Env, Explorer, HostEnv, Source, require
 from habitus.core.spec import Spec
 from habitus.core.trees import Metrics
+from habitus.data.dataset import Dataset
 from habitus.envs.host import HostCanonical
 from habitus.envs.registry import canonical
 from habitus.envs.wrappers import Canonical
 from habitus.train.collect import Collection, HostCollector, collect, start
 from habitus.train.sources import seed_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Aside:
+    """A log that goes with a source but that no draw reads: with another one the program is the same."""
+
+    log: Dataset | None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Aside)
+
+    def __hash__(self) -> int:
+        return hash(Aside)
 
 
 class Both(eqx.Module):
@@ -41,6 +55,7 @@ class Rollouts(Source):
     length: int
     fresh: bool
     beside: Source | None
+    aside: Aside
 
     def __init__(
         self,
@@ -49,6 +64,7 @@ class Rollouts(Source):
         length: int = 128,
         fresh: bool = False,
         beside: Source | None = None,
+        log: Dataset | None = None,
     ):
         """Args:
             env: a world in the user's spaces; it is put into canonical form here.
@@ -56,6 +72,7 @@ class Rollouts(Source):
             length: steps of each copy in one draw.
             fresh: begin each draw with fresh episodes, so that the first row of every copy is a first step.
             beside: what else a batch holds, such as a `DatasetSource`.
+            log: for learners that find one in `Spec.dataset`; no batch holds rows of it.
 
         Raises:
             ConfigError: if a count is not positive, or the log beside a compiled world is read from disk.
@@ -65,6 +82,9 @@ class Rollouts(Source):
         self.env = canonical(env)
         self.num_envs = self.env.num_envs if isinstance(self.env, HostEnv) else num_envs
         self.length, self.fresh, self.beside = length, fresh, beside
+        if log is not None:
+            self.env.env.spec.check_same(log.spec, "the log")
+        self.aside = Aside(None if log is None else log.canonical())
         if beside is not None:
             self.env.env.spec.check_same(beside.spec, "the log")
             if self.env.pure and not beside.pure:
@@ -81,7 +101,7 @@ class Rollouts(Source):
     @property
     def spec(self) -> Spec:
         own = self.env.env.spec
-        return own if self.beside is None else dataclasses.replace(own, dataset=self.beside.spec.dataset)
+        return dataclasses.replace(own, dataset=self.aside.log if self.beside is None else self.beside.spec.dataset)
 
     def init(self, explorer: Explorer, key: PRNGKeyArray) -> Any:
         own: Any

@@ -15,7 +15,7 @@ from habitus.data.prioritised import Prioritised
 from habitus.data.source import DatasetSource
 from habitus.envs.registry import make, name_of
 from habitus.train.episodes import WholeEpisodes
-from habitus.train.rollouts import Rollouts
+from habitus.train.rollouts import Aside, Rollouts
 from habitus.train.sources import Replay
 
 
@@ -176,8 +176,9 @@ def _rollouts(learner: Learner, world: Env | HostEnv, log: Dataset | None, optio
         log_defaults = {"batch_size": _batch_size(learner)}
     theirs = {k: v for k, v in options.items() if k in signature(DatasetSource).parameters}
     ours = {k: v for k, v in options.items() if k not in theirs}
-    beside = None if log is None else DatasetSource(log, **(log_defaults | theirs))
-    return Rollouts(world, beside=beside, **(defaults | ours))
+    if log is None or not learner.sides:
+        return Rollouts(world, log=log, **(defaults | ours))
+    return Rollouts(world, beside=DatasetSource(log, **(log_defaults | theirs)), **(defaults | ours))
 
 
 def log_source(learner: Learner, log: Dataset, **options: Any) -> Source:
@@ -229,8 +230,10 @@ def plain(value: Any) -> Any:
         return [plain(v) for v in value]
     if isinstance(value, (Env, HostEnv)):
         return name_of(value)
+    if isinstance(value, Aside):
+        return plain(value.log)
     if isinstance(value, Dataset):
         return {"name": value.name, "rows": len(value), "episodes": len(value.starts)}
     if isinstance(value, Source):
-        return {"kind": type(value).__name__} | {k: _plain(v) for k, v in hyperparameters(value).items()}
+        return {"kind": type(value).__name__} | {k: plain(v) for k, v in hyperparameters(value).items()}
     return float(value) if getattr(value, "shape", None) == () else None

@@ -75,7 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("data")
     sub = command("convert", _data_convert, "write a data set in another format", kinds)
     sub.add_argument("data")
-    sub.add_argument("out", type=Path, help="*.npz, *.hdf5 (D4RL's layout), or a folder (Minari's)")
+    sub.add_argument("out", type=Path, help="*.npz, *.hdf5 (D4RL's layout), or a folder: */1.0.0 (RLDS), else Minari's")
+    sub.add_argument("--format", help="npz, d4rl, minari, lerobot or rlds; by default as the name says")
     sub = command("bench", _bench, "compare methods on the same data with the same budget")
     sub.add_argument("what", choices=["offline"], help="every offline learner on the standard logs")
     sub.add_argument("--smoke", action="store_true", help="a tiny budget; its figures mean nothing")
@@ -235,10 +236,26 @@ def _data_inspect(args: argparse.Namespace) -> None:
 
 
 def _data_convert(args: argparse.Namespace) -> None:
-    from habitus.data.io import save
+    from pathlib import Path
+
+    from rich.progress import Progress
+
+    from habitus.data.io import convert, save
     from habitus.train.standard import load
 
-    print(save(load(args.data), args.out))
+    if not Path(args.data).exists():
+        print(save(load(args.data), args.out, format=args.format))
+        return
+    with Progress(transient=True) as progress:
+        task = progress.add_task("rows", total=None)
+        print(
+            convert(
+                args.data,
+                args.out,
+                format=args.format,
+                report=lambda rows, total: progress.update(task, advance=rows, total=total),
+            )
+        )
 
 
 def _claim(args: argparse.Namespace) -> None:

@@ -97,11 +97,9 @@ class _Completion:
         truncated = np.array(rows["truncated"]) if given else np.zeros(size, bool)
         if not given and self._bounds is None and "next_obs" in rows:
             truncated = infer.breaks(rows["obs"], rows["next_obs"]) & ~terminated
-        if self._bounds is None:
-            end = terminated | truncated
-        else:
-            end = np.isin(self._row + 1 + np.arange(size), self._bounds)
-        if not given:
-            truncated[: size - last] |= (end & ~terminated)[: size - last]  # the log may stop within its last episode
+        after = self._row + 1 + np.arange(size)
+        end = terminated | truncated if self._bounds is None else np.isin(after, self._bounds)
+        if not given and self._bounds is not None:
+            truncated |= end & ~terminated & (after != self._bounds[-1])  # the log may stop within its last episode
         end[-1] |= last
         return terminated, end, truncated

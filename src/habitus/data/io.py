@@ -98,12 +98,15 @@ def convert(
     path, out = Path(source), Path(out)
     if not path.exists():
         raise DataError(f"{path} does not exist.")
+    format = format or format_of(out)
+    if format not in FORMATS:
+        raise ConfigError(f"format is {format!r}, expected one of {', '.join(FORMATS)}.")
     log = _MODULES[detect(path)].stream(path)
     log = log.checked() if validate else log
     if report is not None:
         total = log.rows
         log = log.watched(lambda rows: report(rows, total))
-    _MODULES[format or format_of(out)].write(log, out)
+    _MODULES[format].write(log, out)
     return out
 
 

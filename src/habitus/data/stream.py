@@ -186,7 +186,7 @@ class Stream:
 
 
 def _described(piece: Piece) -> list[Any]:
-    leaves = [leaf for name, column in piece.columns.items() for leaf in column_leaves(name, column)]
+    leaves = [leaf for name, column in sorted(piece.columns.items()) for leaf in column_leaves(name, column)]
     return [(name, str(leaf.dtype), leaf.shape[1:]) for name, leaf in leaves]
 
 
@@ -236,7 +236,8 @@ class Chain:
         offset = 1 if begins else 0  # the first row of an episode follows nothing
         for now, after in zip(jax.tree.leaves(rows["obs"]), jax.tree.leaves(before), strict=True):
             now = now[offset:]
-            broken = np.flatnonzero((now != after[: len(now)]).reshape(len(now), -1).any(1))
+            differs = now != after[: len(now)]
+            broken = np.flatnonzero(differs.any(tuple(range(1, differs.ndim))))
             if len(broken):
                 step = self.steps + int(broken[0]) + offset - 1
                 raise DataError(

@@ -113,7 +113,9 @@ def _finals(pq: Any, path: Path, features: dict[str, Any], episodes: int, space:
     finals = joined(parts)
     found = len(jax.tree.leaves(finals)[0])
     if found != episodes:
-        raise DataError(f"meta/episodes holds {found} final observations, expected one for each of {episodes} episodes.")
+        raise DataError(
+            f"meta/episodes holds {found} final observations, expected one for each of {episodes} episodes."
+        )
     return finals
 
 
@@ -142,7 +144,9 @@ def _features(declared: dict[str, Any], path: Path) -> dict[str, tuple[tuple[int
         elif name not in (*_INDICES, "index", "task_index", "timestamp"):
             left.append(f"{name} ({kind})")
     if left:
-        warnings.warn(f"{path}: not read: {', '.join(left)}; videos and texts are none of a log's columns.", stacklevel=4)
+        warnings.warn(
+            f"{path}: not read: {', '.join(left)}; videos and texts are none of a log's columns.", stacklevel=4
+        )
     if "action" not in found or not any(name.startswith("observation.") for name in found):
         held = ", ".join(found) or "none"
         raise DataError(f"it needs action and an observation that is no video; of its features can be read: {held}.")

@@ -23,7 +23,7 @@ _GROUP = 2**24  # bytes of frames that are written at once, about
 
 
 def write(log: Stream, path: Path) -> None:
-    """Writes the whole folder or nothing; `meta["fps"]` is the rate, or else one step a second, `meta["task"]` the task.
+    """Writes the whole folder or nothing; `meta["fps"]` is its rate (or else 1 a second), `meta["task"]` its task.
 
     Raises:
         DataError: if the folder exists, or if a successor is not the next observation: LeRobot stores
@@ -155,7 +155,9 @@ class _Frames:
         frames = {name: np.concatenate([part[name] for part in self._waiting]) for name in self._waiting[0]}
         table = arrow_table(frames)
         if self._data is None:
-            place = self._folder / "data" / f"chunk-{self._file // FILES:03d}" / f"file-{self._file % FILES:03d}.parquet"
+            place = (
+                self._folder / "data" / f"chunk-{self._file // FILES:03d}" / f"file-{self._file % FILES:03d}.parquet"
+            )
             place.parent.mkdir(parents=True, exist_ok=True)
             self._data = self._pq.ParquetWriter(place, table.schema)
         self._data.write_table(table)
@@ -182,7 +184,12 @@ class _Frames:
 
 def _frames(rows: dict[str, Any]) -> dict[str, np.ndarray]:
     """The features of some frames by LeRobot's names, images as uint8 [rows, height, width, channels]."""
-    named = {"reward": "next.reward", "cost": "next.cost", "terminated": "next.terminated", "truncated": "next.truncated"}
+    named = {
+        "reward": "next.reward",
+        "cost": "next.cost",
+        "terminated": "next.terminated",
+        "truncated": "next.truncated",
+    }
     out = _observed(rows["obs"]) | {"action": rows["action"]}
     out |= {theirs: rows[ours] for ours, theirs in named.items() if ours in rows}
     return out | {"next.done": rows["terminated"] | rows["truncated"]}

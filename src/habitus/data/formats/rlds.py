@@ -88,9 +88,7 @@ def _sealed(piece: Piece) -> Piece:
     return piece
 
 
-def _episode(
-    features: dict[str, tfrecord.Feature], wanted: dict[str, Any], space: spaces.Space | None
-) -> Piece | None:
+def _episode(features: dict[str, tfrecord.Feature], wanted: dict[str, Any], space: spaces.Space | None) -> Piece | None:
     """The transitions of a record, or None if it holds one step only."""
     flag = features.get("steps/is_terminal")
     if not isinstance(flag, np.ndarray):
@@ -189,7 +187,9 @@ def _steps_of(features: Any) -> dict[str, Any]:
         held = ", ".join(steps) or "nothing"
         raise DataError(f"features.json: the steps lack {', '.join(missing)}, or hold no numbers there; read: {held}.")
     if isinstance(steps["action"], dict):
-        raise DataError(f"its actions have the parts {', '.join(steps['action'])}, expected one array; join them first.")
+        raise DataError(
+            f"its actions have the parts {', '.join(steps['action'])}, expected one array; join them first."
+        )
     return {name: steps[name] for name in (*needed, "is_last", "cost") if name in steps}
 
 

@@ -103,10 +103,16 @@ def _steps(columns: dict[str, Any]) -> dict[str, Any]:
     """An episode as steps: its rows, and one for the final observation."""
     done = columns["terminated"] | columns["truncated"]
     if done[:-1].any():
-        raise DataError(f"an episode of {len(done)} rows ends at row {int(done.argmax())}; correct starts or the flags.")
+        raise DataError(
+            f"an episode of {len(done)} rows ends at row {int(done.argmax())}; correct starts or the flags."
+        )
     at = np.arange(len(done) + 1)
     terminal = (at == len(done)) & columns["terminated"][-1]
-    extended = {n: np.concatenate([columns[n], np.zeros_like(columns[n][:1])]) for n in ("action", "reward", "cost") if n in columns}
+    extended = {
+        n: np.concatenate([columns[n], np.zeros_like(columns[n][:1])])
+        for n in ("action", "reward", "cost")
+        if n in columns
+    }
     return extended | {
         "observation": jax.tree.map(lambda a, b: np.concatenate([a, b[-1:]]), columns["obs"], columns["next_obs"]),
         "discount": np.append(~columns["terminated"], ~columns["terminated"][-1]).astype(np.float32),

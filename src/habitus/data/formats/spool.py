@@ -62,12 +62,12 @@ def spooled(log: Stream, beside: Path) -> Iterator[Dataset]:
                 starts.append(piece.starts + row)
                 row, last = row + len(piece), piece
         assert last is not None and log.observation_space is not None and log.action_space is not None
-        places = iter(file.name for file in files.values())
 
-        def placed(leaf: np.ndarray) -> OnDisk:
-            return OnDisk(Path(next(places)), (row, *leaf.shape[1:]), leaf.dtype)
+        def placed(name: str, column: Any) -> Any:
+            places = iter([files[field].name for field, _ in column_leaves(name, column)])
+            return jax.tree.map(lambda leaf: OnDisk(Path(next(places)), (row, *leaf.shape[1:]), leaf.dtype), column)
 
-        columns = {name: jax.tree.map(placed, column) for name, column in last.columns.items()}
+        columns = {name: placed(name, column) for name, column in last.columns.items()}
         bounds = np.concatenate(starts)
         yield Dataset(
             **columns,

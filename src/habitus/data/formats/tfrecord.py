@@ -211,5 +211,3 @@ def _packed(values: np.ndarray) -> bytes:
     used = np.maximum(1, ((table != 0) * (place + 1)).max(1))
     table[place < used[:, None] - 1] |= 128
     return table[place < used[:, None]].tobytes()
-
-

@@ -20,14 +20,15 @@ from gymnasium import spaces
 
 from habitus.core.card import Card, cards
 from habitus.core.errors import SpaceMismatch
-from habitus.core.experience import Step, Trajectory, Transition
+from habitus.core.experience import Sides, Step, Trajectory, Transition
 from habitus.core.protocols import Env, Learner, Policy, Source
 from habitus.core.spec import Spec
 from habitus.core.trees import take
 from habitus.data.dataset import Dataset
 from habitus.data.source import DatasetSource
 from habitus.train.episodes import WholeEpisodes
-from habitus.train.sources import Replay, Rollouts
+from habitus.train.rollouts import Rollouts
+from habitus.train.sources import Replay
 
 # hyperparameters that make any learner small and quick, where it has them
 TINY = {
@@ -54,7 +55,11 @@ TINY = {
     "epochs": 4,
     "minibatch_size": 64,
     "inner_steps": 4,
+    "bc_updates": 2,
+    "bc_batch_size": 32,
+    "capacity": 256,
     "value_epochs": 2,
+    "value_samples": 4,
     "value_batch_size": 64,
     "min_reward": -1.0,
 }
@@ -73,6 +78,9 @@ PLAIN_OF = {
     "cql-discrete": {"alpha": 0.0},
     "h2o": {"penalty": 0.0},
     "uni-o4": {"clone_share": 0.01, "improve_share": 0.01},
+    "hnpg": {"value_learning_rate": 3e-3, "gae_lambda": 1.0},
+    "trpo-stepwise": {"value_learning_rate": 3e-3, "gae_lambda": 1.0},
+    "pcg-imitation": {"num_envs": 8},
 }
 
 # what each network that a learner may train is for
@@ -82,6 +90,7 @@ ROLES = {
     "log_temperature": "weight",
     "critic": "value",
     "value": "value",
+    "cost_critic": "value",
     "vae": "generator",
     "balance": "weight",
     "discriminators": "model",
@@ -99,6 +108,19 @@ BAD = {
     "improve_share": (0.0, 1.0),
     "diversity": (-0.1,),
     "penalty": (-0.1,),
+    "offline_weight": (-0.1,),
+    "limit": (-0.1,),
+    "max_kl": (0.0,),
+    "damping": (-0.1,),
+    "outside": (0.0, 1.0),
+    "bandwidth": (0.0,),
+    "cg_steps": (0,),
+    "backtracks": (0,),
+    "max_rows": (0,),
+    "bc_updates": (-1,),
+    "return_weight": (-0.1,),
+    "local_weight": (-0.1,),
+    "global_weight": (-0.1,),
     "gap_noise": (-0.1,),
     "input_noise": (-0.1,),
     "min_weight": (-0.1,),
@@ -130,6 +152,11 @@ BAD = {
     "regularisation": (-0.1,),
     "logit_penalty": (-0.1,),
     "threshold": (-0.1, 1.1),
+    "n_step": (0,),
+    "value_bound": (0.0,),
+    "bound_weight": (-0.1,),
+    "priority_alpha": (-0.1,),
+    "priority_beta": (-0.1, 1.1),
     "epsilon_start": (-0.1, 1.1),
     "epsilon_end": (-0.1, 1.1),
     "bonus": (-0.1,),
@@ -140,11 +167,12 @@ BAD = {
     (
         "batch_size", "epochs", "minibatch_size", "value_epochs", "value_batch_size", "inner_steps", "num_envs",
         "rollout_length", "actor_delay", "target_period", "copy_period", "epsilon_updates", "samples",
-        "neighbours", "max_pairs", "policies", "models", "gate_every", "gate_starts", "gate_horizon",
+        "cg_steps", "backtracks", "value_samples", "neighbours", "max_pairs", "bc_batch_size", "capacity",
+        "policies", "models", "gate_every", "gate_starts", "gate_horizon",
     ),
     (0,),
 )  # fmt: skip
-ANY = {"target_entropy"}  # numeric hyperparameters of which every finite value makes sense
+ANY = {"target_entropy", "first_log_std"}  # numeric hyperparameters of which every finite value makes sense
 
 SPACES = {"continuous": spaces.Box(-2, 2, (1,)), "discrete": spaces.Discrete(2, start=3)}
 
@@ -153,6 +181,11 @@ class Identity(Env):
     """Shows one of two codes and ends; the best action repeats the code. Its return is then 0, less otherwise."""
 
     kind: str = eqx.field(static=True)
+    costly: bool = eqx.field(static=True, default=False)  # whether it reports a cost, of 0
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        return ("nothing",) if self.costly else ()
 
     @property
     def observation_space(self) -> spaces.Space:
@@ -171,8 +204,9 @@ class Identity(Env):
         return code, jax.nn.one_hot(code, 2)
 
     def step(self, state, action, key):
+        info = {"cost": jnp.zeros(1)} if self.costly else {}
         return state, Step(
-            jax.nn.one_hot(state, 2), reward(self.kind, state, action), jnp.array(True), jnp.array(False)
+            jax.nn.one_hot(state, 2), reward(self.kind, state, action), jnp.array(True), jnp.array(False), info
         )
 
 
@@ -299,9 +333,16 @@ def source(data: str, kind: str, cls: type[Learner], window: int | None) -> Sour
         # who estimates no values can only be as good as the log
         given = log(kind, expert="value" not in map(ROLES.get, cls.trains))
         return DatasetSource(given, TINY["batch_size"], window, from_start=cls.from_start)
-    world = Identity(kind)
+    world = Identity(kind, cls.constrained)
     if cls.episodic:
         return WholeEpisodes(world, TINY["num_envs"])
+    if cls.on_policy and cls.from_start:
+        envs = TINY["num_envs"] * TINY["rollout_length"]
+        rows = DatasetSource(log(kind, expert=False), envs, window=1, from_start=True) if cls.sides else None
+        return Rollouts(world, envs, 1, fresh=True, beside=rows)
+    if cls.on_policy and cls.sides:
+        rows = DatasetSource(log(kind, expert=False), TINY["batch_size"])
+        return Rollouts(world, TINY["num_envs"], TINY["rollout_length"], beside=rows)
     if cls.on_policy:
         return Rollouts(world, TINY["num_envs"], TINY["rollout_length"])
     if cls.sides:
@@ -322,16 +363,33 @@ def mean_reward(policy: Policy, kind: str):
     return jax.vmap(one)(codes, keys).mean()
 
 
-def two_states(kind: str, on_policy: bool, ends_as: str) -> Transition:
+def given_two_states(
+    cls: type[Learner], kind: str, window: int | None, ends_as: str
+) -> Transition | Trajectory | Sides:
+    """The batch that a learner of this class gets of `two_states`."""
+    if window:
+        return in_windows(two_states(kind, (128,), ends_as), window)
+    if cls.on_policy and cls.from_start:
+        own = two_states(kind, (2, 64), ends_as)
+        steps = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), own)
+        time = jnp.broadcast_to(jnp.arange(2), (64, 2))
+        logged = Trajectory(steps, jnp.ones((64, 2), bool), time, 2.0 - time)
+        return Sides(own, logged) if cls.sides else own
+    own = two_states(kind, (16, 8) if cls.on_policy else (128,), ends_as, cls.constrained)
+    return Sides(own, two_states(kind, (128,), ends_as)) if cls.sides else own
+
+
+def two_states(kind: str, shape: tuple[int, ...], ends_as: str, costly: bool = False) -> Transition:
     """A world that goes from one state to another, pays 1 for every step, and is cut after two.
 
     Args:
+        shape: [rows], or [time, env].
         ends_as: 'truncated' or 'terminated'.
+        costly: whether every step costs 1 as well.
 
     Returns:
-        transitions [128], or [time, env] if `on_policy`, in canonical form.
+        transitions in canonical form.
     """
-    shape = (16, 8) if on_policy else (128,)
     time = jnp.broadcast_to(jnp.arange(shape[0]).reshape(-1, *(1,) * (len(shape) - 1)), shape)
     second, key = time % 2 == 1, jax.random.key(0)
     if kind == "discrete":
@@ -346,6 +404,7 @@ def two_states(kind: str, on_policy: bool, ends_as: str) -> Transition:
         terminated=second & (ends_as == "terminated"),
         truncated=second & (ends_as == "truncated"),
         next_obs=jax.nn.one_hot(1 - state, 2),
+        cost=jnp.ones((*shape, 1)) if costly else None,
     )
 
 

@@ -26,7 +26,7 @@ _HOMES = {
     "Learner": "core.protocols",
     "Policy": "core.protocols",
     "Replay": "train.sources",
-    "Rollouts": "train.sources",
+    "Rollouts": "train.rollouts",
     "Run": "train.run",
     "Source": "core.protocols",
     "Spec": "core.spec",
@@ -74,10 +74,10 @@ if TYPE_CHECKING:
     from habitus.train.episodes import WholeEpisodes as WholeEpisodes
     from habitus.train.logs import record_log as record_log
     from habitus.train.loop import learn as learn
+    from habitus.train.rollouts import Rollouts as Rollouts
     from habitus.train.run import Run as Run
     from habitus.train.setup import entry as entry
     from habitus.train.sources import Replay as Replay
-    from habitus.train.sources import Rollouts as Rollouts
     from habitus.train.standard import load as load
     from habitus.train.standard import make_offline as make_offline
 

@@ -80,7 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("data")
     sub = command("convert", _data_convert, "write a data set in another format", kinds)
     sub.add_argument("data")
-    sub.add_argument("out", type=Path, help="*.npz, *.hdf5 (D4RL's layout), or a folder (Minari's)")
+    sub.add_argument("out", type=Path, help="*.npz, *.hdf5 (D4RL's layout), or a folder: */1.0.0 (RLDS), else Minari's")
+    sub.add_argument("--format", help="npz, d4rl, minari, lerobot or rlds; by default as the name says")
     sub = command("bench", _bench, "compare methods on the same data with the same budget")
     sub.add_argument("what", choices=["offline"], help="every offline learner on the standard logs")
     sub.add_argument("--smoke", action="store_true", help="a tiny budget; its figures mean nothing")
@@ -120,24 +121,28 @@ def table(header: Sequence[str], rows: Rows) -> None:
 
 
 def learn_command(argv: list[str]) -> None:
-    """`habitus learn METHOD`: the options of `learn`, and the hyperparameters of the method."""
+    """`habitus learn METHOD`: the options of `learn`, and the hyperparameters of a learner; or a recipe."""
     if not argv or argv[0].startswith("-"):
         print("usage: habitus learn METHOD [--env WORLD] [--data DATA] [options]; METHOD --help lists them.")
-        print("methods:", ", ".join(_learners()))
+        print("learners:", ", ".join(_learners()))
+        print("recipes:", ", ".join(_recipes()))
         return
+    if card(argv[0]).kind == "recipe":
+        return _learn_recipe(*argv)
     import dataclasses
 
     import tyro
 
-    from habitus.cli_options import LearnOptions, SourceOptions
+    from habitus.cli_options import LearnOptions, SourceOptions, named_source, plain_fields
     from habitus.core.protocols import Learner, hyperparameters
     from habitus.train.loop import learn
-    from habitus.train.setup import entry
+    from habitus.train.setup import entry, source_class, wrap_log
 
     slug, rest = argv[0], argv[1:]
     learner = entry(slug)
     if not (isinstance(learner, type) and issubclass(learner, Learner)):
-        raise ConfigError(f"{slug} is a {card(slug).kind}, not a learner; use one of {', '.join(_learners())}.")
+        usable = ", ".join(_learners() + _recipes())
+        raise ConfigError(f"{slug} is a {card(slug).kind}, not a learner or a recipe; use one of {usable}.")
     flat: Any = tyro.conf.OmitArgPrefixes
     fields: list[tuple[str, Any, Any]] = [
         ("options", flat[LearnOptions], dataclasses.field(default_factory=LearnOptions)),
@@ -145,13 +150,48 @@ def learn_command(argv: list[str]) -> None:
     ]
     if "num_envs" not in {f.name for f in dataclasses.fields(learner)}:
         fields.append(("source", flat[SourceOptions], dataclasses.field(default_factory=SourceOptions)))
+    if (through := named_source(rest)) is not None:
+        made_of = plain_fields(source_class(through))
+        fields.append((through.replace("-", "_"), made_of, dataclasses.field(default_factory=made_of)))
     arguments = dataclasses.make_dataclass("Arguments", fields)
     found: Any = tyro.cli(arguments, args=rest, prog=f"habitus learn {slug}", description=card(slug).title)
     options = found.options.resolved(slug)
-    if hasattr(found, "source"):
+    if through is not None:
+        chosen = dataclasses.asdict(getattr(found, through.replace("-", "_")))
+        chosen = {k: v for k, v in chosen.items() if v != getattr(made_of(), k)}
+        env, data = options.pop("env"), options.pop("data")
+        options["source"] = wrap_log(through, found.hyperparameters, data, env, chosen)
+    elif hasattr(found, "source"):
         options["source_options"] = found.source.resolved()
     print(f"{slug}: " + ", ".join(f"{k}={v}" for k, v in hyperparameters(found.hyperparameters).items()))
-    run = learn(found.hyperparameters, **options)
+    _finished(learn(found.hyperparameters, **options))
+
+
+def _learn_recipe(slug: str, *argv: str) -> None:
+    """`habitus learn RECIPE`: its keyword arguments are options, their comments the help."""
+    import dataclasses
+    from typing import Annotated
+
+    import tyro
+
+    from habitus.cli_options import RecipeOptions
+    from habitus.train.loop import learn
+    from habitus.train.recipe import arguments
+    from habitus.train.setup import entry
+
+    flat: Any = tyro.conf.OmitArgPrefixes
+    fields = [(a.name, Annotated[a.kind, tyro.conf.arg(help=a.comment)], a.default) for a in arguments(entry(slug))]
+    own: Any = dataclasses.make_dataclass("Own", fields, frozen=True)
+    parts = [("options", flat[RecipeOptions], RecipeOptions()), ("own", flat[own], own())]
+    chosen = dataclasses.make_dataclass("Arguments", parts, frozen=True)
+    found: Any = tyro.cli(chosen, args=argv, prog=f"habitus learn {slug}", description=card(slug).title)
+    settings = {name: getattr(found.own, name) for name, _, _ in fields}
+    print(f"{slug}: " + ", ".join(f"{k}={v}" for k, v in settings.items()))
+    _finished(learn(slug, **found.options.resolved(slug), **settings))
+
+
+def _finished(run: Any) -> None:
+    """Says where a run is and how it did."""
     if run.interrupted:
         print(f"interrupted; go on with --folder {run.folder} --resume")
     if run.evaluations:
@@ -164,6 +204,10 @@ def learn_command(argv: list[str]) -> None:
 def _learners() -> list[str]:
     found = [c for c in cards().values() if c.kind == "learner"]
     return sorted([c.slug for c in found] + [slug for c in found for slug, _ in c.variants])
+
+
+def _recipes() -> list[str]:
+    return sorted(c.slug for c in cards().values() if c.kind == "recipe")
 
 
 # --- the others
@@ -253,10 +297,26 @@ def _data_inspect(args: argparse.Namespace) -> None:
 
 
 def _data_convert(args: argparse.Namespace) -> None:
-    from habitus.data.io import save
+    from pathlib import Path
+
+    from rich.progress import Progress
+
+    from habitus.data.io import convert, save
     from habitus.train.standard import load
 
-    print(save(load(args.data), args.out))
+    if not Path(args.data).exists():
+        print(save(load(args.data), args.out, format=args.format))
+        return
+    with Progress(transient=True) as progress:
+        task = progress.add_task("rows", total=None)
+        print(
+            convert(
+                args.data,
+                args.out,
+                format=args.format,
+                report=lambda rows, total: progress.update(task, advance=rows, total=total),
+            )
+        )
 
 
 def _claim(args: argparse.Namespace) -> None:

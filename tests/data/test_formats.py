@@ -21,7 +21,7 @@ from habitus.data.source import DatasetSource
 
 from .logs import KINDS, log
 
-NAMES = {"npz": "log.npz", "d4rl": "log.hdf5", "minari": "log-v0"}
+NAMES = {"npz": "log.npz", "d4rl": "log.hdf5", "minari": "log-v0", "lerobot": "robot", "rlds": "1.0.0"}
 
 
 def assert_same(found, expected):
@@ -40,10 +40,10 @@ def assert_same(found, expected):
 def test_what_is_saved_is_loaded(kind, format, tmp_path):
     if format == "d4rl" and kind in ("dict", "tuple"):
         with pytest.raises(DataError, match="hold one observation array"):
-            save(log(kind), tmp_path / NAMES[format])
+            save(log(kind), tmp_path / NAMES[format], format=format)
         assert not list(tmp_path.iterdir())
         return
-    path = save(log(kind), tmp_path / NAMES[format])
+    path = save(log(kind), tmp_path / NAMES[format], format=format)
     assert_same(load(path), log(kind))
 
 
@@ -275,7 +275,7 @@ def test_arrays_in_other_files_are_refused(tmp_path):
 
 def test_the_content_decides_not_the_name(tmp_path):
     for format, name in NAMES.items():
-        save(log(), tmp_path / name)
+        save(log(), tmp_path / name, format=format)
         (tmp_path / name).rename(tmp_path / f"{format}.data")
         assert_same(load(tmp_path / f"{format}.data"), log())
 
@@ -288,7 +288,7 @@ def test_what_cannot_be_loaded_is_named(tmp_path):
     with pytest.raises(DataError, match="a folder without data/metadata.json"):
         load(tmp_path)
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(DataError, match="neither npz nor HDF5"):
+    with pytest.raises(DataError, match="neither npz nor HDF5, and no folder of"):
         load(tmp_path / "notes.txt")
     path = save(log(), tmp_path / "log.hdf5")
     with pytest.raises(ConfigError, match="only npz can be memory-mapped"):

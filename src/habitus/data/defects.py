@@ -75,7 +75,7 @@ def structure(columns: Mapping[str, Any], observation_space: spaces.Space, actio
             defects.append(_wrong_length(name, len(columns[name]), rows))
     if "cost" in columns:
         defects += _cost_column(columns["cost"], rows)
-    return defects + _starts_column(columns["starts"], rows)
+    return defects + starts_column(columns["starts"], rows)
 
 
 def _cost_column(column: Any, rows: int) -> list[Defect]:
@@ -99,7 +99,8 @@ def _scalar_column(name: str, column: Any) -> list[Defect]:
     return []
 
 
-def _starts_column(starts: Any, rows: int) -> list[Defect]:
+def starts_column(starts: Any, rows: int) -> list[Defect]:
+    """The defects of `starts` in a log of so many rows."""
     fix = "give the first row of each episode in order, from 0"
     if np.ndim(starts) != 1 or len(starts) == 0 or starts.dtype.kind not in "iu":
         return [Defect("starts", f"is {starts.dtype}{list(np.shape(starts))}, expected integers [episodes]", fix)]

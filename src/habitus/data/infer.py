@@ -114,8 +114,8 @@ def breaks(obs: Any, next_obs: Any) -> Bool[np.ndarray, "rows"]:
     """Where the recorded successor is not the next row's observation, so that an episode must have ended."""
     out = np.zeros(len(jax.tree.leaves(obs)[0]), bool)
     for now, after in zip(jax.tree.leaves(obs), jax.tree.leaves(next_obs), strict=True):
-        rows = len(now) - 1
-        out[:-1] |= (np.asarray(now[1:]) != np.asarray(after[:-1])).reshape(rows, -1).any(1)
+        differs = np.asarray(now[1:]) != np.asarray(after[:-1])
+        out[:-1] |= differs.any(tuple(range(1, differs.ndim)))
     return out
 
 

@@ -10,6 +10,8 @@ from jaxtyping import Float
 
 from habitus.data.canonical import CHUNK
 
+PIECE_BYTES = 2**24  # of the pieces that a column is read in
+
 
 class Summary(NamedTuple):
     """Of each feature of a column [rows, *feature]: extremes, mean and population standard deviation, float64."""
@@ -22,8 +24,10 @@ class Summary(NamedTuple):
 
 def pieces(column: Any) -> Iterator[np.ndarray]:
     """A column in memory piece by piece."""
-    for start in range(0, len(column), CHUNK):
-        yield np.asarray(column[start : start + CHUNK])
+    row = int(np.prod(column.shape[1:], dtype=object)) * column.dtype.itemsize
+    step = max(1, min(CHUNK, PIECE_BYTES // max(1, row)))
+    for start in range(0, len(column), step):
+        yield np.asarray(column[start : start + step])
 
 
 def summarise(column: Any) -> Summary:
@@ -37,3 +41,40 @@ def summarise(column: Any) -> Summary:
     mean = total / len(column)
     variance = np.maximum(square / len(column) - np.square(mean), 0)
     return Summary(*(np.asarray(x, np.float64) for x in (low, high, mean + shift, np.sqrt(variance))))
+
+
+class Moments:
+    """Extremes, mean and spread of samples [rows, *feature] that come in parts.
+
+    Attributes:
+        count: how many came so far.
+        low, high, mean: of each feature, float64.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.low = self.high = self.mean = self._squares = np.zeros(())
+
+    @property
+    def std(self) -> np.ndarray:
+        """Population standard deviation."""
+        return np.sqrt(self._squares / self.count)
+
+    def add(self, samples: np.ndarray) -> None:
+        """Takes samples, at least one."""
+        part = Moments()
+        part.count, part.mean = len(samples), samples.mean(0, dtype=np.float64)
+        part.low, part.high = (np.asarray(x, np.float64) for x in (samples.min(0), samples.max(0)))
+        part._squares = np.square(samples - part.mean).sum(0)
+        self.merge(part)
+
+    def merge(self, other: Moments) -> None:
+        """Takes the samples that another has taken (Chan, Golub and LeVeque 1983)."""
+        if self.count == 0:
+            self.__dict__ |= other.__dict__
+            return
+        total, gap = self.count + other.count, other.mean - self.mean
+        self._squares = self._squares + other._squares + np.square(gap) * self.count * other.count / total
+        self.mean = self.mean + gap * other.count / total
+        self.low, self.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        self.count = total

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -51,21 +51,25 @@ def _leaf_spaces(name: str, space: spaces.Space) -> list[tuple[str, spaces.Space
 
 
 def _values(dataset: Dataset) -> list[Defect]:
-    """NaN, Inf, and what its space does not contain."""
-    found, seen, acted = [], dataset.observation_space, dataset.action_space
+    return values(dataset.columns, dataset.observation_space, dataset.action_space)
+
+
+def values(columns: Mapping[str, Any], seen: spaces.Space | None, acted: spaces.Space | None) -> list[Defect]:
+    """NaN, Inf, and what its space, if that is known, does not contain; of columns whose shapes are right."""
+    found = []
     for name, space in (("obs", seen), ("next_obs", seen), ("action", acted)):
-        of = dict(_leaf_spaces(name, space))
-        for field, column in column_leaves(name, getattr(dataset, name)):
-            found += _column_values(field, column, of[field])
+        of = {} if space is None else dict(_leaf_spaces(name, space))
+        for field, column in column_leaves(name, columns[name]):
+            found += _column_values(field, column, of.get(field))
     for name in ("reward", "cost"):
-        if (column := getattr(dataset, name)) is not None:
-            rows = _scan(column, lambda chunk: _any(~np.isfinite(chunk)))
+        if name in columns:
+            rows = _scan(columns[name], lambda chunk: _any(~np.isfinite(chunk)))
             if len(rows):
                 found.append(Defect.at(name, rows, "holds NaN or Inf", "remove the episodes of these rows"))
     return found
 
 
-def _column_values(field: str, column: Any, space: spaces.Space) -> list[Defect]:
+def _column_values(field: str, column: Any, space: spaces.Space | None) -> list[Defect]:
     if column.dtype.kind == "f":
         rows = _scan(column, lambda chunk: _any(~np.isfinite(chunk)))
         if len(rows):
@@ -81,7 +85,7 @@ def _column_values(field: str, column: Any, space: spaces.Space) -> list[Defect]
     return [Defect.at(field, rows, f"lies outside {space}", remedy)]
 
 
-def _bounds(space: spaces.Space) -> tuple[Any, Any]:
+def _bounds(space: spaces.Space | None) -> tuple[Any, Any]:
     if isinstance(space, spaces.Box):
         return space.low.astype(np.float64), space.high.astype(np.float64)
     if isinstance(space, spaces.Discrete):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from habitus.core.protocols import Policy
 from habitus.core.trees import take
-from habitus.nets.distributions import Distribution
+from habitus.nets.distributions import Distribution, Normal
 from habitus.nets.normalise import Standardiser
 
 
@@ -109,3 +109,19 @@ class ByStep(Policy):
     def __call__(self, obs: Array, carry: Int[Array, ""], key: PRNGKeyArray) -> tuple[Array, Int[Array, ""]]:
         policy = take(self.policies, jnp.minimum(carry, self.horizon - 1))
         return policy(obs, (), key)[0], carry + 1
+
+
+def likelihood(policy: Policy, obs: Array) -> Distribution:
+    """What a policy with real actions would do, as a density that every action has a gradient under.
+
+    The distribution that its network gives, if it gives one. Around a deterministic action, a Gaussian of unit
+    variance (Jackson et al. 2024, as in the authors' code); noise that is added only to explore is left out.
+    """
+    if isinstance(policy, Normalised):
+        return likelihood(policy.policy, policy.normaliser(obs))
+    if isinstance(policy, Noisy):
+        return likelihood(policy.policy, obs)
+    if isinstance(policy, (Sampling, Mode)):
+        return policy.actor(obs)
+    action, _ = policy(obs, policy.init(), jax.random.key(0))
+    return Normal(action, jnp.zeros_like(action))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from habitus.core.errors import DataError
+from habitus.data.complete import completed
 from habitus.data.dataset import COLUMNS, Dataset
 from habitus.data.formats import guard, hdf5
+from habitus.data.stream import Stream, step_of
 
 # Fu et al. 2020, 'D4RL', d4rl/infos.py: returns of a random and of an expert policy
 REFERENCES = {
@@ -24,15 +27,45 @@ _HEADER = "habitus"  # bytes with what the format itself has no place for
 def read(path: Path, *, limit: int | None = None, validate: bool = True) -> Dataset:
     """The data set in a D4RL file. Without `next_observations` they are taken from the next rows."""
     with hdf5.opened(path) as file:
-        arrays = {name: hdf5.child(file, field) for name, field in guard.FIELDS.items() if field in file}
-        guard.require_fields(set(arrays))
+        arrays = _arrays(file)
         guard.require_size(sum(map(hdf5.size_of, arrays.values())), limit or guard.LIMIT)
         columns: dict[str, Any] = {name: hdf5.read_array(array) for name, array in arrays.items()}
         columns |= {name: columns.get(name) for name in (*COLUMNS, "starts", "cost")}
-        header: dict[str, Any] = {"meta": _references(path.stem)}
-        if _HEADER in file:
-            header = guard.read_header(hdf5.read_array(hdf5.child(file, _HEADER)).tobytes())
-        return Dataset.from_arrays(**columns, **header, validate=validate)
+        return Dataset.from_arrays(**columns, **_read_header(file, path), validate=validate)
+
+
+def stream(path: Path) -> Stream:
+    """The log in a D4RL file, piece by piece."""
+    with hdf5.opened(path) as file:
+        arrays = _arrays(file)
+        for array in arrays.values():
+            hdf5.require_array(array)
+        starts = hdf5.read_array(arrays.pop("starts")) if "starts" in arrays else None
+        rows = guard.require_rows(arrays, starts)
+        header = _read_header(file, path)
+    meta = header["meta"]
+
+    def chunks() -> Iterator[dict[str, Any]]:
+        with hdf5.opened(path) as file:
+            arrays = {name: array for name, array in _arrays(file).items() if name != "starts"}
+            step = step_of(arrays.values())
+            for first in range(0, rows, step):
+                yield {name: array[first : first + step] for name, array in arrays.items()}
+
+    return Stream(completed(chunks(), starts, meta, rows), path, **header, rows=rows)
+
+
+def _arrays(file: Any) -> dict[str, Any]:
+    """The columns by their names in memory, not yet read."""
+    arrays = {name: hdf5.child(file, field) for name, field in guard.FIELDS.items() if field in file}
+    guard.require_fields(set(arrays))
+    return arrays
+
+
+def _read_header(file: Any, path: Path) -> dict[str, Any]:
+    if _HEADER in file:
+        return guard.read_header(hdf5.read_array(hdf5.child(file, _HEADER)).tobytes())
+    return {"meta": _references(path.stem)}
 
 
 def _references(stem: str) -> dict[str, Any]:
@@ -44,15 +77,20 @@ def _references(stem: str) -> dict[str, Any]:
     return {"task": match[1], "split": match[2], "random_return": low, "expert_return": high}
 
 
-def write(dataset: Dataset, path: Path) -> None:
+def write(log: Stream, path: Path) -> None:
     """Writes the whole file or nothing.
 
     Raises:
         DataError: for observations of several parts, which the format does not have.
     """
-    if isinstance(dataset.obs, (dict, tuple)):
-        raise DataError("D4RL files hold one observation array; save Dict observations as npz or Minari.")
     with guard.whole(path) as draft, hdf5.created(draft) as file:
-        hdf5.write_array(file, _HEADER, np.frombuffer(guard.header_of(dataset).encode(), np.uint8))
-        for name in (*dataset.columns, "starts"):
-            hdf5.write_array(file, guard.FIELDS[name], getattr(dataset, name))
+        starts, row = [], 0
+        for piece in log:
+            if isinstance(piece.columns["obs"], (dict, tuple)):
+                raise DataError("D4RL files hold one observation array; save Dict observations as npz or Minari.")
+            for name, column in piece.columns.items():
+                hdf5.append(file, guard.FIELDS[name], column)
+            starts.append(piece.starts + row)
+            row += len(piece)
+        hdf5.append(file, guard.FIELDS["starts"], np.concatenate(starts))
+        hdf5.append(file, _HEADER, np.frombuffer(guard.header_of(log).encode(), np.uint8))

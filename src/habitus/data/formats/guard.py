@@ -17,7 +17,7 @@ import numpy as np
 
 from habitus.core.errors import DataError, HabitusError, SpaceMismatch
 from habitus.core.spec import space_from_json, space_to_json
-from habitus.data.dataset import Dataset
+from habitus.data.defects import column_leaves, raise_errors, starts_column
 from habitus.data.summary import pieces
 
 GIBIBYTE = 2**30
@@ -53,12 +53,40 @@ def reading(path: Path) -> Iterator[None]:
         raise DataError(f"{path} cannot be read, it is truncated or not what its name says ({what}).") from error
 
 
+@contextlib.contextmanager
+def describing(name: str) -> Iterator[None]:
+    """Turns what goes wrong where a description is not built as it should be into a `DataError`."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, AssertionError, ValueError, OverflowError) as error:
+        if isinstance(error, HabitusError):
+            raise
+        raise DataError(f"{name} is damaged ({type(error).__name__}: {error}).") from error
+
+
 def require_fields(found: set[str], path_in_file: str = "the file") -> None:
     """Raises `DataError` unless the necessary columns, by their names in memory, are among `found`."""
     missing = [FIELDS[name] for name in REQUIRED if name not in found]
     if missing:
         held = ", ".join(FIELDS.get(name, name) for name in sorted(found)) or "none of the expected columns"
         raise DataError(f"{path_in_file} lacks {', '.join(missing)}; it holds {held}.")
+
+
+def require_rows(columns: dict[str, Any], starts: Any) -> int:
+    """How many rows the columns of a file have. Raises `DataError` unless it is as many in each, and at least one."""
+    lengths = {
+        field: leaf.shape[0] if leaf.shape else 0
+        for name, column in columns.items()
+        for field, leaf in column_leaves(name, column)
+    }
+    rows = lengths.get("reward", 0)
+    if rows == 0:
+        raise DataError("reward is empty; a log needs at least one row.")
+    for field, length in lengths.items():
+        if length != rows:
+            raise DataError(f"{field} has {length} rows, but reward has {rows}; give every column one row a step.")
+    raise_errors([] if starts is None else starts_column(starts, rows), "the data set")
+    return rows
 
 
 def require_size(size: int, limit: int, what: str = "the arrays") -> None:
@@ -94,10 +122,10 @@ def whole(path: Path) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
 
 
-def header_of(dataset: Dataset) -> str:
-    """The spaces and the origin of a data set, as JSON; inverse of `read_header`."""
-    spaces = {name: space_to_json(getattr(dataset, name)) for name in ("observation_space", "action_space")}
-    return plain_json(spaces | {"meta": dataset.meta})
+def header_of(log: Any) -> str:
+    """The spaces and the origin of a data set or of a stream that was read, as JSON; inverse of `read_header`."""
+    spaces = {name: space_to_json(getattr(log, name)) for name in ("observation_space", "action_space")}
+    return plain_json(spaces | {"meta": log.meta})
 
 
 def read_header(text: str | bytes) -> dict[str, Any]:

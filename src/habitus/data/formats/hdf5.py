@@ -12,6 +12,8 @@ import numpy as np
 from habitus.core.errors import DataError, MissingExtra
 from habitus.data.formats import guard
 
+BLOCK = 2**19  # bytes of a column that are stored together
+
 
 def import_h5py() -> Any:
     """The `h5py` module. Raises `MissingExtra` where it is not installed."""
@@ -37,13 +39,17 @@ def created(path: Path) -> Iterator[Any]:
         yield file
 
 
-def write_array(group: Any, name: str, column: Any) -> None:
-    """Writes a column with checksums, piece by piece."""
-    array = group.create_dataset(name, column.shape, np.dtype(column.dtype), fletcher32=True)
-    row = 0
-    for chunk in guard.chunks(column):
-        array[row : row + len(chunk)] = chunk
-        row += len(chunk)
+def append(group: Any, name: str, rows: np.ndarray) -> None:
+    """Adds rows to a column, which the first ones make; with checksums."""
+    if name not in group:
+        kind = {"dtype": rows.dtype, "maxshape": (None, *rows.shape[1:])}
+        row = max(1, int(np.prod(rows.shape[1:])) * rows.dtype.itemsize)
+        block = (max(1, min(len(rows), BLOCK // row)), *(max(1, n) for n in rows.shape[1:]))
+        group.create_dataset(name, (0, *rows.shape[1:]), chunks=block, fletcher32=True, **kind)
+    array = group[name]
+    first = len(array)
+    array.resize(first + len(rows), axis=0)
+    array[first:] = rows
 
 
 def child(group: Any, name: str) -> Any:
@@ -75,11 +81,18 @@ def size_of(node: Any) -> int:
     return sum(int(np.prod(array.shape or (0,), dtype=object)) * array.dtype.itemsize for array in arrays_in(node))
 
 
-def read_array(array: Any) -> np.ndarray:
-    """One array in memory. Raises `DataError` for anything but numbers."""
+def require_array(array: Any) -> None:
+    """Raises `DataError` for anything but an array of numbers."""
     if not isinstance(array, import_h5py().Dataset):
         raise DataError(f"{array.name} is a group, expected one array.")
+    if array.external or array.is_virtual:
+        raise DataError(f"{array.name} is kept in other files; copy it into this one.")
     guard.require_numbers(array.name, array.dtype)
     if array.shape is None:
         raise DataError(f"{array.name} is empty.")
+
+
+def read_array(array: Any) -> np.ndarray:
+    """One array in memory. Raises `DataError` for anything but numbers."""
+    require_array(array)
     return np.asarray(array[()])

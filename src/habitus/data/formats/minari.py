@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from gymnasium import spaces
 
 from habitus.core.errors import DataError, SpaceMismatch
+from habitus.data import infer
 from habitus.data.dataset import Dataset
 from habitus.data.defects import column_leaves
 from habitus.data.formats import guard, hdf5
+from habitus.data.stream import Chain, Piece, Stream, step_of
 
 VERSION = "0.5.4"  # of the layout that is written
 _COLUMNS = {"action": "actions", "reward": "rewards", "terminated": "terminations", "truncated": "truncations"}
@@ -28,8 +31,8 @@ def is_minari(path: Path) -> bool:
     return (path / "data" / "metadata.json").is_file()
 
 
-def read(path: Path, *, limit: int | None = None, validate: bool = True) -> Dataset:
-    """The data set in a folder, in memory."""
+def stream(path: Path) -> Stream:
+    """The log in a folder, piece by piece."""
     with guard.reading(path):
         metadata = json.loads((path / "data" / "metadata.json").read_text(encoding="utf-8"))
         if not isinstance(metadata, dict):
@@ -37,19 +40,23 @@ def read(path: Path, *, limit: int | None = None, validate: bool = True) -> Data
         if metadata.get("data_format", "hdf5") != "hdf5":
             raise DataError(f"it is stored as {metadata['data_format']}; convert it to hdf5 with Minari.")
         known = {name: _read_space(name, metadata[name]) for name in _SPACES if name in metadata}
-    with hdf5.opened(path / "data" / "main_data.hdf5") as file:
-        groups = [hdf5.child(file, name) for name in sorted((n for n in file if n.startswith("episode_")), key=_number)]
-        if len(groups) != metadata.get("total_episodes", len(groups)) or not groups:
-            raise DataError(f"it holds {len(groups)} episodes, metadata.json says {metadata.get('total_episodes')}.")
-        size = sum(hdf5.size_of(hdf5.child(group, key)) for group in groups for key in group if key != "infos")
-        size += sum(hdf5.size_of(costs) for group in groups if (costs := _costs(group)) is not None)
-        guard.require_size(size, limit or guard.LIMIT)
-        episodes = [_read_episode(group, known) for group in groups]
-    lengths = [len(episode["reward"]) for episode in episodes]
-    with guard.reading(path):
-        joined = {name: _concatenated([episode[name] for episode in episodes]) for name in episodes[0]}
-        starts = np.cumsum([0, *lengths[:-1]])
-        return Dataset.from_arrays(**joined, starts=starts, **known, meta=_meta(metadata), validate=validate)
+        meta, rows = _meta(metadata), metadata.get("total_steps")
+    file = path / "data" / "main_data.hdf5"
+
+    def pieces() -> Iterator[Piece]:
+        with hdf5.opened(file) as opened:
+            names = sorted((n for n in opened if n.startswith("episode_")), key=_number)
+            if len(names) != metadata.get("total_episodes", len(names)) or not names:
+                raise DataError(f"it holds {len(names)} episodes, metadata.json says {metadata.get('total_episodes')}.")
+            for name in names:
+                yield from _read_episode(hdf5.child(opened, name), known)
+
+    return Stream(pieces(), path, **known, meta=meta, rows=rows if isinstance(rows, int) else None)
+
+
+def read(path: Path, *, limit: int | None = None, validate: bool = True) -> Dataset:
+    """The data set in a folder, in memory."""
+    return stream(path).gather(limit, validate)
 
 
 _SPACES = ("observation_space", "action_space")
@@ -59,32 +66,44 @@ def _number(name: str) -> int:
     return int(name.removeprefix("episode_"))
 
 
-def _read_episode(group: Any, known: dict[str, spaces.Space]) -> dict[str, Any]:
-    observations = _column(hdf5.child(group, "observations"), known.get("observation_space"))
-    out = {name: hdf5.read_array(hdf5.child(group, field)) for name, field in _COLUMNS.items()}
-    steps = len(out["reward"])
-    for name, leaf in column_leaves("observations", observations):
+def _read_episode(group: Any, known: dict[str, spaces.Space]) -> Iterator[Piece]:
+    """The rows of one episode."""
+    observed = _column(hdf5.child(group, "observations"), known.get("observation_space"))
+    columns = {name: hdf5.child(group, field) for name, field in _COLUMNS.items()}
+    leaves = [leaf for _, leaf in column_leaves("observations", observed)]
+    for leaf in (*columns.values(), *leaves):
+        hdf5.require_array(leaf)
+    steps = guard.require_rows(columns, None)
+    for name, leaf in column_leaves("observations", observed):
         if len(leaf) != steps + 1:
             raise DataError(f"{group.name}: {name} has {len(leaf)} rows, expected one more than the {steps} rewards.")
-    if steps == 0:
-        raise DataError(f"{group.name} has no steps; remove it.")
-    out["obs"] = _map(lambda leaf: leaf[:-1], observations)
-    out["next_obs"] = _map(lambda leaf: leaf[1:], observations)
-    if (node := _costs(group)) is not None:
-        costs = hdf5.read_array(node)
-        if costs.ndim == 0 or len(costs) not in (steps, steps + 1):
-            shape = costs.shape
-            raise DataError(
-                f"{group.name}: infos/cost has the shape {shape}, expected a row for each of {steps} steps."
-            )
-        out["cost"] = costs[len(costs) - steps :]  # resetting may have added a row in front
-    return out
+    costs = _costs(group, steps)
+    step = step_of([*columns.values(), *leaves])
+    for first in range(0, steps, step):
+        stop = min(first + step, steps)
+        rows = {name: np.asarray(column[first:stop]) for name, column in columns.items()}
+        rows["obs"] = jax.tree.map(lambda leaf, a=first, b=stop: np.asarray(leaf[a:b]), observed)
+        rows["next_obs"] = jax.tree.map(lambda leaf, a=first, b=stop: np.asarray(leaf[a + 1 : b + 1]), observed)
+        for name in ("terminated", "truncated"):
+            rows[name] = infer.flags(rows[name])
+        if rows["reward"].dtype.kind in "iuf":
+            rows["reward"] = rows["reward"].astype(np.float32, copy=False)
+        if costs is not None:  # resetting may have added a row in front
+            rows["cost"] = infer.costs(costs[first + len(costs) - steps : stop + len(costs) - steps])
+        yield Piece(rows, np.zeros(int(first == 0), np.int64))
 
 
-def _costs(group: Any) -> Any:
+def _costs(group: Any, steps: int) -> Any:
     """Where an episode keeps `info["cost"]` of its steps, or None."""
     infos = hdf5.child(group, "infos") if "infos" in group else {}
-    return hdf5.child(infos, "cost") if "cost" in infos else None
+    if "cost" not in infos:
+        return None
+    costs = hdf5.child(infos, "cost")
+    hdf5.require_array(costs)
+    if costs.ndim == 0 or len(costs) not in (steps, steps + 1):
+        shape = costs.shape
+        raise DataError(f"{group.name}: infos/cost has the shape {shape}, expected a row for each of {steps} steps.")
+    return costs
 
 
 def _column(node: Any, space: spaces.Space | None) -> Any:
@@ -95,22 +114,7 @@ def _column(node: Any, space: spaces.Space | None) -> Any:
         return tuple(_column(hdf5.child(node, f"_index_{i}"), part) for i, part in enumerate(space.spaces))
     if getattr(node, "dtype", np.dtype(float)).hasobject and isinstance(space, spaces.Box) and len(space.shape) == 3:
         raise DataError(f"{node.name} holds JPEG images; write the set with jpeg_encoding=False.")
-    return hdf5.read_array(node)
-
-
-def _map(function: Callable[[Any], Any], column: Any) -> Any:
-    if isinstance(column, dict):
-        return {key: _map(function, part) for key, part in column.items()}
-    return tuple(_map(function, part) for part in column) if isinstance(column, tuple) else function(column)
-
-
-def _concatenated(parts: list[Any]) -> Any:
-    first = parts[0]
-    if isinstance(first, dict):
-        return {key: _concatenated([part[key] for part in parts]) for key in first}
-    if isinstance(first, tuple):
-        return tuple(_concatenated(list(column)) for column in zip(*parts, strict=True))
-    return np.concatenate(parts)
+    return node
 
 
 def _meta(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +132,7 @@ def _meta(metadata: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def write(dataset: Dataset, path: Path) -> None:
+def write(log: Stream, path: Path) -> None:
     """Writes the whole folder or nothing; the last part of `path` is the name of the set.
 
     Raises:
@@ -140,53 +144,57 @@ def write(dataset: Dataset, path: Path) -> None:
     with guard.whole(path) as draft:
         (draft / "data").mkdir(parents=True)
         with hdf5.created(draft / "data" / "main_data.hdf5") as file:
-            for index in range(len(dataset.starts)):
-                _write_episode(file.create_group(f"episode_{index}"), index, dataset)
+            episodes, steps = _write_episodes(file, log)
         size = (draft / "data" / "main_data.hdf5").stat().st_size / 1e6
-        described = _metadata(dataset, path.name) | {"dataset_size": round(size, 1)}
+        described = _metadata(log, path.name)
+        described |= {"total_episodes": episodes, "total_steps": steps, "dataset_size": round(size, 1)}
         (draft / "data" / "metadata.json").write_text(guard.plain_json(described), encoding="utf-8")
 
 
-def _write_episode(group: Any, index: int, dataset: Dataset) -> None:
-    rows = slice(int(dataset.starts[index]), int(dataset.ends[index]) + 1)
-    group.attrs["id"] = index
-    group.attrs["total_steps"] = rows.stop - rows.start
-    for name, field in _COLUMNS.items():
-        hdf5.write_array(group, field, getattr(dataset, name)[rows])
-    if dataset.cost is not None:
-        costs = np.asarray(dataset.cost[rows])  # Minari has infos of the reset too, which cost nothing
-        hdf5.write_array(group.create_group("infos"), "cost", np.concatenate([np.zeros_like(costs[:1]), costs]))
-    after = dict(column_leaves("observations", dataset.next_obs))
-    for name, leaf in column_leaves("observations", dataset.obs):
-        obs, next_obs = np.asarray(leaf[rows]), np.asarray(after[name][rows])
-        broken = np.flatnonzero((obs[1:] != next_obs[:-1]).reshape(len(obs) - 1, -1).any(1))
-        if len(broken):
-            raise DataError(
-                f"episode {index}, step {broken[0]}: the successor is not the next observation, and Minari stores "
-                "each observation once; save as npz."
-            )
+def _write_episodes(file: Any, log: Stream) -> tuple[int, int]:
+    """Writes every episode; how many, and of how many steps."""
+    chain = Chain("Minari stores each observation once; save as npz")
+    for begins, rows in (part for piece in log for part in piece.parts()):
+        if begins and chain.episode >= 0:
+            _append_observations(file[f"episode_{chain.episode}"], chain.final)
+        chain.follow(begins, rows)
+        if begins:
+            group = file.create_group(f"episode_{chain.episode}")
+            group.attrs["id"] = chain.episode
+        group.attrs["total_steps"] = chain.steps
+        for name, field in _COLUMNS.items():
+            hdf5.append(group, field, rows[name])
+        if "cost" in rows:
+            if begins:  # Minari has infos of the reset too, which cost nothing
+                hdf5.append(group.require_group("infos"), "cost", np.zeros_like(rows["cost"][:1]))
+            hdf5.append(group["infos"], "cost", rows["cost"])
+        _append_observations(group, rows["obs"])
+    _append_observations(group, chain.final)
+    return chain.episode + 1, chain.total
+
+
+def _append_observations(group: Any, observed: Any) -> None:
+    for name, leaf in column_leaves("observations", observed):
         parts = [f"_index_{part}" if part.isdigit() else part for part in name.split(".")]
-        hdf5.write_array(group, "/".join(parts), np.concatenate([obs, next_obs[-1:]]))
+        hdf5.append(group, "/".join(parts), leaf)
 
 
-def _metadata(dataset: Dataset, folder: str) -> dict[str, Any]:
+def _metadata(log: Stream, folder: str) -> dict[str, Any]:
     name = folder if re.fullmatch(r"[-\w]+-v\d+", folder) else f"{re.sub(r'[^-A-Za-z0-9_]', '-', folder)}-v0"
     references = {"ref_min_score": "random_return", "ref_max_score": "expert_return"}
     return {
         "dataset_id": name,
-        "total_episodes": len(dataset.starts),
-        "total_steps": len(dataset),
         "data_format": "hdf5",
         "jpeg_encoding": False,
         "minari_version": VERSION,
-        "observation_space": json.dumps(_space_json(dataset.observation_space)),
-        "action_space": json.dumps(_space_json(dataset.action_space)),
-        "habitus": dataset.meta,
-        **{ours: dataset.meta[theirs] for ours, theirs in references.items() if theirs in dataset.meta},
+        "observation_space": json.dumps(_space_json(log.observation_space)),
+        "action_space": json.dumps(_space_json(log.action_space)),
+        "habitus": log.meta,
+        **{ours: log.meta[theirs] for ours, theirs in references.items() if theirs in log.meta},
     }
 
 
-def _space_json(space: spaces.Space) -> dict[str, Any]:
+def _space_json(space: spaces.Space | None) -> dict[str, Any]:
     """A space as Minari writes it."""
     kind = type(space).__name__
     if isinstance(space, spaces.Box):

@@ -8,8 +8,10 @@ first three and `terminals` can be read; what it lacks is inferred as by `Datase
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,12 @@ from gymnasium import spaces
 from numpy.lib import format as npy
 
 from habitus.core.errors import DataError
+from habitus.data.complete import completed
 from habitus.data.dataset import COLUMNS, Dataset
 from habitus.data.defects import column_leaves
 from habitus.data.formats import guard
+from habitus.data.formats.spool import spooled
+from habitus.data.stream import Stream, step_of
 
 HEADER = "header.json"
 HEADER_LIMIT = 2**26
@@ -31,8 +36,16 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # a fixed date: the same data set is the same fi
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 
-def write(dataset: Dataset, path: Path) -> None:
-    """Writes the whole file or nothing; columns on disk are copied piece by piece."""
+def write(log: Dataset | Stream, path: Path) -> None:
+    """Writes the whole file or nothing; columns on disk are copied piece by piece.
+
+    An archive holds one column after the other, a stream all of them at once: until the last piece was read, the
+    columns of a stream lie in temporary files beside `path`.
+    """
+    if isinstance(log, Stream):
+        with spooled(log, path) as dataset:
+            return write(dataset, path)
+    dataset = log
     with guard.whole(path) as draft, zipfile.ZipFile(draft, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(zipfile.ZipInfo(HEADER, _EPOCH), guard.header_of(dataset))
         for name in (*dataset.columns, "starts"):
@@ -79,6 +92,78 @@ def read(path: Path, *, mmap: bool = False, limit: int | None = None, validate: 
         )
 
 
+def stream(path: Path) -> Stream:
+    """The log in a file, piece by piece, whether its members are compressed or not."""
+    with guard.reading(path), zipfile.ZipFile(path) as archive:
+        members = _members(archive, path)
+        header = _header(archive)
+        with contextlib.ExitStack() as opened:
+            heads = {name: _Member.opened(archive, info, opened) for name, info in members.items()}
+        found = {name: _assemble(heads, name, header.get(f"{space}_space")) for name, space in _SPACES.items()}
+        columns = {name: column for name, column in found.items() if column is not None}
+        guard.require_fields(set(columns))
+        starts = columns.pop("starts", None)
+        bounds = None if starts is None else _read_array(archive, members["starts"], path, mmap=False)
+        rows = guard.require_rows(columns, bounds)
+    meta = header.get("meta", {})
+
+    def chunks() -> Iterator[dict[str, Any]]:
+        with zipfile.ZipFile(path) as archive, contextlib.ExitStack() as opened:
+            heads = {name: _Member.opened(archive, info, opened) for name, info in members.items() if name != "starts"}
+            whole = {name: _assemble(heads, name, header.get(f"{_SPACES[name]}_space")) for name in columns}
+            step = step_of(heads.values())
+            for first in range(0, rows, step):
+                yield {n: _taken(column, min(step, rows - first)) for n, column in whole.items()}
+            for head in heads.values():
+                head.close()
+
+    known = {name: header.get(name) for name in ("observation_space", "action_space")}
+    return Stream(completed(chunks(), bounds, meta, rows), path, **known, meta=meta, rows=rows)
+
+
+def _taken(column: Any, rows: int) -> Any:
+    if isinstance(column, dict):
+        return {key: _taken(part, rows) for key, part in column.items()}
+    return tuple(_taken(part, rows) for part in column) if isinstance(column, tuple) else column.take(rows)
+
+
+class _Member:
+    """A column of an archive, read from its first row to its last.
+
+    Attributes:
+        shape: [rows, ...], as the member says and its size confirms.
+        dtype: of the values on disk.
+    """
+
+    def __init__(self, name: str, file: Any, shape: tuple[int, ...], dtype: np.dtype):
+        self._name, self._file, self.shape, self.dtype = name, file, shape, dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @classmethod
+    def opened(cls, archive: zipfile.ZipFile, info: zipfile.ZipInfo, files: contextlib.ExitStack) -> _Member:
+        """The column in a member, which is closed with `files`."""
+        file = files.enter_context(archive.open(info))
+        shape, fortran, dtype = _declared(file, info)
+        if fortran and len(shape) > 1:
+            raise DataError(f"{info.filename} is stored column by column; save it with np.ascontiguousarray.")
+        return cls(info.filename, file, shape, dtype)
+
+    def take(self, rows: int) -> np.ndarray:
+        """The next rows."""
+        size = int(np.prod((rows, *self.shape[1:]), dtype=object)) * self.dtype.itemsize
+        raw = self._file.read(size)
+        if len(raw) != size:
+            raise DataError(f"{self._name} is truncated.")
+        column = np.frombuffer(raw, self.dtype).reshape(rows, *self.shape[1:])
+        return column.astype(self.dtype.newbyteorder("="), copy=False)
+
+    def close(self) -> None:
+        """Reads on to the end, where the checksum is compared."""
+        _check_stored(self._file)
+
+
 _SPACES = {
     "obs": "observation",
     "next_obs": "observation",
@@ -121,12 +206,8 @@ def _header(archive: zipfile.ZipFile) -> dict[str, Any]:
 
 def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, mmap: bool) -> np.ndarray:
     with archive.open(info) as member:
-        shape, fortran, dtype = _array_header(member)
-        start = member.tell()
-        guard.require_numbers(info.filename, dtype)
-        size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-        if size != info.file_size - start:
-            raise DataError(f"{info.filename} declares {dtype}{list(shape)}, but holds {info.file_size - start} bytes.")
+        shape, fortran, dtype = _declared(member, info)
+        start, size = member.tell(), int(np.prod(shape, dtype=object)) * dtype.itemsize
         order = "F" if fortran else "C"
         if mmap and info.compress_type == zipfile.ZIP_STORED and dtype.isnative and size:
             _check_stored(member)
@@ -135,6 +216,16 @@ def _read_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, mma
         raw = bytearray(member.read())  # to the end, where the checksum is compared
     column = np.frombuffer(raw, dtype).reshape(shape, order=order)  # type: ignore[call-overload]
     return column.astype(dtype.newbyteorder("="), copy=False)
+
+
+def _declared(member: Any, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and type of an array, if its size is that of the member."""
+    shape, fortran, dtype = _array_header(member)
+    start = member.tell()
+    guard.require_numbers(info.filename, dtype)
+    if int(np.prod(shape, dtype=object)) * dtype.itemsize != info.file_size - start:
+        raise DataError(f"{info.filename} declares {dtype}{list(shape)}, but holds {info.file_size - start} bytes.")
+    return shape, fortran, dtype
 
 
 def _array_header(member: Any) -> tuple[tuple[int, ...], bool, np.dtype]:

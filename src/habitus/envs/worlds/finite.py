@@ -73,7 +73,7 @@ class FiniteMDP(Env):
         return self.start @ jnp.where(self.terminal, 0.0, value)
 
 
-class CombinationLock(FiniteMDP):
+class TabularLock(FiniteMDP):
     """A lock that opens to the right action at each of `length` steps, and pays a little for giving up.
 
     In each step there are three states: two from which the right action, each state's own, leads to
@@ -121,7 +121,7 @@ class LinearMDP(FiniteMDP):
 
 
 def lock_model(length: int, actions: int, consolation: float, seed: int) -> Tabular:
-    """The tables of `CombinationLock`: states `3 h`, `3 h + 1` lead on, `3 h + 2` does not; the last is the end."""
+    """The tables of `TabularLock`: states `3 h`, `3 h + 1` lead on, `3 h + 2` does not; the last is the end."""
     require(length > 0 and actions > 1, f"a lock needs length above 0 and actions above 1, not {length}, {actions}.")
     require(0 <= consolation < 1, f"consolation must be in [0, 1), but is {consolation}.")
     right = np.random.default_rng(seed).integers(0, actions, (length, 2))

@@ -12,7 +12,7 @@ import pytest
 from gymnasium import spaces
 
 from habitus.core.errors import ConfigError, DataError, Diverged
-from habitus.core.experience import Trajectory, Transition
+from habitus.core.experience import Transition
 from habitus.core.protocols import Policy
 from habitus.core.spec import Spec
 from habitus.data.dataset import Dataset
@@ -22,7 +22,7 @@ from habitus.envs.worlds.finite import FiniteMDP
 from habitus.envs.wrappers import TimeLimit
 from habitus.methods.offline.nora import NORA
 from habitus.nets.regression import ActionBlocks, Lookup, Ridge
-from habitus.train.episodes import whole_episodes
+from habitus.train.episodes import trajectory, whole_episodes
 from habitus.train.loop import learn
 
 KEY = jax.random.key(0)
@@ -70,12 +70,12 @@ def exact_episodes(n):
     obs, action, next_obs = (np.repeat(x[:, None].astype(np.int32), H, 1) for x in pairs)
     no = np.zeros(obs.shape, bool)
     steps = Transition(obs, action, MODEL.reward[obs, action].astype(np.float32), no, no, next_obs)
-    return Trajectory(jax.tree.map(jnp.asarray, steps), jnp.ones(obs.shape, bool)), counts
+    return trajectory(jax.tree.map(jnp.asarray, steps), jnp.ones(obs.shape, bool)), counts
 
 
 def begun(learner, episodes):
     """The first state, given a log."""
-    return jax.jit(lambda trajectory: learner.begin(spec(1), trajectory))(episodes)
+    return jax.jit(lambda log: learner.begin(spec(1), log))(episodes)
 
 
 class Known(NORA):
@@ -167,10 +167,10 @@ def test_more_data_never_raises_a_bonus():
     ridge = Ridge(ActionBlocks(A), jnp.asarray(1.0), ActionBlocks(A).size(S))
 
     @jax.jit
-    def width(trajectory):
-        steps = dataclasses.replace(trajectory.steps, obs=jax.nn.one_hot(trajectory.steps.obs, S))
-        rows = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), Trajectory(steps, trajectory.valid))
-        evidence = ridge.add(ridge.start(H), rows.steps, rows.valid)
+    def width(episodes):
+        steps = dataclasses.replace(episodes.steps, obs=jax.nn.one_hot(episodes.steps.obs, S))
+        rows = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (steps, episodes.valid))
+        evidence = ridge.add(ridge.start(H), *rows)
         phi = jax.vmap(ridge.features)(jnp.eye(S)).reshape(-1, ridge.size)
         return jnp.sqrt(jnp.einsum("nd,hde,ne->hn", phi, jnp.linalg.inv(evidence), phi))
 

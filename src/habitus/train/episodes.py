@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Bool, PRNGKeyArray
 
-from habitus.core.experience import Trajectory
+from habitus.core.experience import Trajectory, Transition
 from habitus.core.protocols import Env, Explorer, HostEnv, Policy, Source, require
 from habitus.core.spec import Spec
 from habitus.core.trees import Metrics
@@ -74,7 +74,7 @@ class WholeEpisodes(Source):
     def init(self, explorer: Explorer, key: PRNGKeyArray) -> Any:
         if isinstance(self.env, HostEnv):
             return HostEpisodes(int(jax.random.randint(key, (), 0, 2**30)))
-        return EpisodeTally.start(self.num_envs)
+        return EpisodeTally.start(self.num_envs, self.env.costs)
 
     def draw(self, state: Any, explorer: Explorer, key: PRNGKeyArray) -> tuple[Any, Trajectory]:
         if isinstance(state, HostEpisodes):
@@ -83,10 +83,13 @@ class WholeEpisodes(Source):
         assert isinstance(self.env, Canonical)
         batch = whole_episodes(self.env, explorer, self.num_envs, self.horizon, key)
         ends = batch.valid & (batch.steps.done | (jnp.arange(self.horizon) == self.horizon - 1))
-        reward = jnp.where(batch.valid, batch.steps.reward, 0.0)
-        zero = jnp.zeros(self.num_envs)
-        before = EpisodeTally(zero, zero.astype(jnp.int32), state.total_return, state.total_length, state.finished)
-        return before.add(reward.T, ends.T), batch
+        cost = None if batch.steps.cost is None else jnp.where(batch.valid[..., None], batch.steps.cost, 0.0)
+        reward, zero = jnp.where(batch.valid, batch.steps.reward, 0.0), jnp.zeros(self.num_envs)
+        fresh = dataclasses.replace(state, ret=zero, length=zero.astype(jnp.int32))
+        tally = fresh.add(reward.T, ends.T, None if cost is None else jnp.swapaxes(cost, 0, 1))
+        if state.steps is not None:
+            tally = dataclasses.replace(tally, steps=state.steps + batch.valid.sum())
+        return tally, batch
 
     def draws(self, steps: int) -> int:
         return -(-steps // (self.num_envs * self.horizon))
@@ -113,7 +116,14 @@ def whole_episodes(env: Env, explorer: Policy, num_envs: int, horizon: int, key:
     _, rows = collect(env, start(env, num_envs, explorer, start_key), explorer, key, horizon)
     steps = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rows)
     over = jnp.cumsum(steps.done, 1) - steps.done
-    return Trajectory(steps, over == 0)
+    return trajectory(steps, over == 0)
+
+
+def trajectory(steps: Transition, valid: Bool[Array, "episodes horizon"]) -> Trajectory:
+    """Episodes from their start, with the time and the return to go of each row."""
+    time = jnp.broadcast_to(jnp.arange(valid.shape[1], dtype=jnp.int32), valid.shape)
+    paid = jnp.where(valid, steps.reward, 0.0)
+    return Trajectory(steps, valid, time, jnp.cumsum(paid[:, ::-1], 1)[:, ::-1])
 
 
 class HostEpisodes:
@@ -138,7 +148,7 @@ class HostEpisodes:
         shown = np.stack(valid, 1)
         self.returns += np.where(shown, steps.reward, 0.0).sum(1).tolist()
         self.lengths += shown.sum(1).tolist()
-        return Trajectory(steps, jnp.asarray(shown))
+        return trajectory(steps, jnp.asarray(shown))
 
     def report(self) -> Metrics:
         """As `EpisodeTally.report`."""

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from habitus.core.errors import UnknownName, suggest
 from habitus.core.policy import Deployed
 from habitus.core.protocols import HostEnv, Policy
+from habitus.core.trees import is_array
 from habitus.data import maker
 from habitus.data.dataset import Dataset
 from habitus.data.formats import npz
@@ -206,7 +208,7 @@ class Training:
             progress.begin(self.plan.world)
             for after in range(done + self.plan.check_every, self.draws + 1, self.plan.check_every):
                 self.engine.advance(self.plan.check_every)
-                greedy = Deployed.of(self.engine.policy(0), self.source.spec)
+                greedy = Deployed.of(_on_device(self.engine.policy(0)), self.source.spec)
                 score = float(run_episodes(greedy, self.trial, CHECK_EPISODES, after).returns.mean())
                 leaves = to_host(self.sac.explorer(self.engine.learner_state(0)))
                 _write(self.home / f"check-{after:08d}.npz", _named(leaves) | {"score": np.asarray(score)})
@@ -235,13 +237,18 @@ class Training:
             found = _read(self.home / f"check-{after:08d}.npz")
             score = float(found.pop("score"))
             policy = from_host(like, [found[name] for name in sorted(found)])
-            out.append((self.source.steps(after), score, policy))
+            out.append((self.source.steps(after), score, _on_device(policy)))
         return out
 
     def close(self) -> None:
         """Releases the worlds."""
         self.engine.close()
         self.trial.close()
+
+
+def _on_device(policy: Policy) -> Policy:
+    """With JAX's arrays."""
+    return jax.tree.map(lambda x: jnp.asarray(x) if is_array(x) else x, policy)
 
 
 def _named(leaves: Sequence[np.ndarray]) -> dict[str, np.ndarray]:

@@ -118,6 +118,7 @@ class DatasetSource(Source):
 
     def at(self, rows: Int[Array, "batch"]) -> Transition | Trajectory:
         """The batch of these rows, or of the windows that begin with them; of a log that is on the device."""
+        assert self.columns is not None
         if self.window is None or self.bounds is None:
             return take(self.columns, rows)
         wanted, last = rows[:, None] + jnp.arange(self.window), self.bounds.last[rows][:, None]

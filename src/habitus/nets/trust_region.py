@@ -83,7 +83,7 @@ def conjugate_gradient(product: Callable[[Vector], Vector], b: Vector, steps: in
         *_, residual, i = at
         return (i < steps) & (residual > tolerance * square)
 
-    def one(at: tuple[Array, ...]) -> tuple[Array, ...]:
+    def one(at: tuple[Array, Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array, Array]:
         x, r, p, residual, i = at
         image = product(p)
         alpha = residual / jnp.maximum(p @ image, TINY)

@@ -36,8 +36,8 @@ class EpisodeTally(eqx.Module):
     def start(cls, num_envs: int, costs: tuple[str, ...] = ()) -> EpisodeTally:
         """Nothing finished yet."""
         zero = jnp.zeros(())
-        spent = (jnp.zeros(len(costs)), zero) if costs else (None, None)
-        return cls(jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32), zero, zero, zero, *spent, costs)
+        spent, steps = (jnp.zeros(len(costs)), zero) if costs else (None, None)
+        return cls(jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32), zero, zero, zero, spent, steps, costs)
 
     def add(
         self,
@@ -87,8 +87,8 @@ class EpisodeTally(eqx.Module):
         }
         if self.total_cost is not None and self.steps is not None:
             metrics |= cost_metrics(self.costs, self.total_cost / jnp.maximum(self.steps, 1.0))
-        spent = (jnp.zeros(len(self.costs)), zero) if self.costs else (None, None)
-        fresh = EpisodeTally(self.ret, self.length, zero, zero, zero, *spent, self.costs)
+        spent, steps = (jnp.zeros(len(self.costs)), zero) if self.costs else (None, None)
+        fresh = EpisodeTally(self.ret, self.length, zero, zero, zero, spent, steps, self.costs)
         return fresh, metrics
 
 

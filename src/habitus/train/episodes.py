@@ -139,7 +139,8 @@ class HostEpisodes:
         """One episode of each copy."""
         collector = HostCollector(env, explorer, self.seed)
         self.seed += env.num_envs
-        rows, valid, over = [], [], np.zeros(env.num_envs, bool)
+        rows: list[Transition] = []
+        valid, over = [], np.zeros(env.num_envs, bool)
         for _ in range(horizon):
             valid.append(~over)
             rows.append(collector.step(explorer) if not over.all() else rows[-1])
@@ -152,7 +153,7 @@ class HostEpisodes:
 
     def report(self) -> Metrics:
         """As `EpisodeTally.report`."""
-        found = {"return": self.returns or [np.nan], "length": self.lengths or [np.nan]}
+        found: dict[str, list[Any]] = {"return": self.returns or [np.nan], "length": self.lengths or [np.nan]}
         metrics = {f"episode/{name}": jnp.asarray(float(np.mean(values))) for name, values in found.items()}
         metrics["episode/finished"] = jnp.asarray(float(len(self.returns)))
         self.returns, self.lengths = [], []

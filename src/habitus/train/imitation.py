@@ -152,4 +152,4 @@ class Imitating(eqx.Module):
         kept = jnp.arange(self.capacity) < ranking.size
         earned = jnp.where(kept, ranking.rows.ret, 0.0).sum() / jnp.maximum(ranking.size, 1)
         found |= {"remembered": ranking.size.astype(jnp.float32), "remembered_return": earned}
-        return dataclasses.replace(state, actor=actor, actor_opt=actor_opt), found  # type: ignore[type-var]
+        return dataclasses.replace(state, actor=actor, actor_opt=actor_opt), found  # type: ignore[type-var, call-arg]

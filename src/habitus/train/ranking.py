@@ -156,7 +156,7 @@ class Watch(eqx.Module):
         rest = [jax.vmap(lambda x, i: jnp.roll(x, -i, 0)[:room])(x, over) for x in columns]
         length = jnp.minimum(self.length + time - over, room)
         known = jnp.arange(room + time) < over[:, None]
-        return Watch(*rest, length, self.episodes + envs * (time + 1)), Rows.of(*flat), known.ravel()
+        return Watch(*rest, length, self.episodes + envs * (time + 1)), Rows.of(*flat), known.ravel()  # type: ignore[call-arg]
 
 
 def fingerprint(obs: Array) -> UInt32[Array, "rows"]:

@@ -174,5 +174,5 @@ def _sources(slug: str, recipe: Callable[..., Run], source: Any, env: Any, data:
         if (value is None) == (name in wanted):
             said = f"learns from {name}=..., which is missing" if value is None else f"takes no {name}="
             raise ConfigError(f"{slug} {said}.")
-    make_it = {"data": load_data, "env": make}
+    make_it: dict[str, Any] = {"data": load_data, "env": make}
     return {name: make_it[name](found[name]) for name in wanted}

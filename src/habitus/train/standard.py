@@ -174,7 +174,7 @@ def _make_all(task: str, seed: int, quiet: bool = True) -> None:
             "behaviour_return_std": float(returns[name].std()),
             "learning_curve": [[step, score] for step, score, _ in checks],
         }
-        spaces = {
+        spaces: dict[str, Any] = {
             "observation_space": training.world.observation_space,
             "action_space": training.world.action_space,
         }

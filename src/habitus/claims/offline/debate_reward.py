@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from habitus.claims.harness import Claim, Outcome, above, fact
-from habitus.core.protocols import Policy
+from habitus.core.protocols import Env, Policy
 from habitus.data.dataset import Dataset
 from habitus.data.prioritised import Prioritised
 from habitus.data.source import DatasetSource
@@ -92,6 +92,7 @@ class Clinician(Policy):
 def clinical_log(tables: SepsisTables, budget: Budget, seed: int) -> tuple[Dataset, Dataset]:
     """What clinicians did: with the state's number shown, and with noisy measurements and the shaped reward."""
     world = make("icu-sepsis", max_episode_steps=budget.limit)
+    assert isinstance(world, Env)
     log = record_log(Clinician(jnp.log(jnp.asarray(tables.expert))), world, budget.copies, seed)
     state, after = np.asarray(log.obs), np.asarray(log.next_obs)
     rng = np.random.default_rng(seed)
@@ -121,11 +122,12 @@ def survival(policy: Policy, tables: SepsisTables, budget: Budget) -> float:
 
 def learned(learner: DuelingDQN, source: DatasetSource, reward: Any, budget: Budget, seed: int) -> Policy:
     """A policy from the log with these rewards."""
+    assert learner.priority is not None
     given = Prioritised(source.rewarded(reward), *learner.priority)
     return learner.policy(learn(learner, given, budget.updates, seeds=[seed], points=1).states[0])
 
 
-def kept(game: Debate, debaters: Run, seed: int, budget: Budget, pairs: tuple[Any, ...]) -> float:
+def kept(game: Debate, debaters: Run, seed: int, budget: Budget, pairs: tuple[Any, Any, Any]) -> float:
     """Share of debates that the logged action still wins against a confuser trained afresh for it."""
     attack = Attack(
         confuser_updates=1, num_envs=budget.games, rollout_length=budget.evidence, hidden=budget.debate_hidden
@@ -147,7 +149,7 @@ def speaking(game: Debate, against: Any, seed: int, budget: Budget) -> Run:
     return learn(debaters, game, rounds * budget.games * budget.evidence, seeds=[seed], points=1)
 
 
-def random_evidence(judge: Judge, budget: Budget, pairs: tuple[Any, ...]) -> float:
+def random_evidence(judge: Judge, budget: Budget, pairs: tuple[Any, Any, Any]) -> float:
     """How often the judge prefers the logged action on random evidence."""
     features, mine, other = pairs
     keys = jax.random.split(jax.random.key(2), len(mine))
@@ -189,7 +191,7 @@ def one_seed(seed: int, budget: Budget, tables: SepsisTables, common: dict[str, 
     found = {f"jstf {n}": share_justified(p, baseline, rows, game, voice, seed) for n, p in policies.items()}
     found |= {f"full jstf {n}": share_justified(p, baseline, rows, everything, None, seed) for n, p in policies.items()}
     found |= {f"survival {n}": survival(p, tables, budget) for n, p in ({"baseline": baseline} | policies).items()}
-    pairs = common["pairs"]
+    pairs: tuple[Any, Any, Any] = common["pairs"]
     for name, run in agents.items():
         found[f"kept {name}"] = kept(game, run, seed, budget, pairs)
         found[f"alone {name}"] = float((judged(alone, voices[name], *pairs, key) > 0).mean())

@@ -140,7 +140,7 @@ def tuned(arm: KnownFeatures, kind: Callable[..., Worlds], budget: Budget, logge
 
 def run(budget: Budget) -> Outcome:
     """Both worlds."""
-    one = {"max_return": 1.0}
+    one: dict[str, Any] = {"max_return": 1.0}
     lock = {
         "NORA, eta 5": tuned(KnownFeatures(**one), locks, budget),
         "NORA, eta 20": tuned(KnownFeatures(step_size=20.0, **one), locks, budget),

@@ -98,7 +98,7 @@ class Debaters(PPO):
             require(getattr(self, name) >= 1, f"{name} must be 1 or more, but is {getattr(self, name)}.")
         require(self.argumentator_updates >= 0, "argumentator_updates must be 0 or more.")
 
-    def init(self, spec: Spec, key: PRNGKeyArray) -> DebatersState:
+    def init(self, spec: Spec, key: PRNGKeyArray) -> DebatersState:  # type: ignore[override]
         require(
             spec.horizon == self.rollout_length,
             f"a round is whole games, so rollout_length must be their {spec.horizon} moves, not {self.rollout_length}.",
@@ -116,7 +116,7 @@ class Debaters(PPO):
         opts = (self.optimizer.init(trainable(actor)), self.critic_optimizer.init(trainable(critic)))
         return PPOState(actor, critic, *opts, moments=None)
 
-    def update(self, state: DebatersState, batch: Transition, key: PRNGKeyArray) -> tuple[DebatersState, Metrics]:
+    def update(self, state: DebatersState, batch: Transition, key: PRNGKeyArray) -> tuple[DebatersState, Metrics]:  # type: ignore[override]
         won = batch.reward.sum(0).mean()
         if self.against == "isolated":
             rows = dataclasses.replace(batch, obs=batch.obs[..., :-1], next_obs=batch.next_obs[..., :-1])
@@ -132,11 +132,11 @@ class Debaters(PPO):
             opponent = select((state.updates + 1) % self.refresh == 0, argumentator, opponent)
         return DebatersState(argumentator, opponent, state.updates + 1), metrics | {"utility": won}
 
-    def policy(self, state: DebatersState) -> Policy:
+    def policy(self, state: DebatersState) -> Policy:  # type: ignore[override]
         """The argumentator, sure of itself, on either side."""
         return InTurn(Mode(state.argumentator.actor), Mode(state.argumentator.actor))
 
-    def explorer(self, state: DebatersState) -> Policy:
+    def explorer(self, state: DebatersState) -> Policy:  # type: ignore[override]
         return InTurn(Sampling(state.argumentator.actor), Sampling(state.opponent.actor))
 
 

@@ -108,13 +108,15 @@ class BradleyTerry(Learner):
 
     def update(self, state: JudgeState, batch: Transition, key: PRNGKeyArray) -> tuple[JudgeState, Metrics]:
         adam = optax.adam(self.learning_rate)
+        found: Any
         net, opt, found = descend(adam, self.preference_loss, state.net, state.net_opt, state, batch, key)
-        metrics, moments = found  # type: ignore[misc]
+        metrics, moments = found
         return JudgeState(net, moments, opt, state.num_actions), metrics
 
     def judge(self, state: JudgeState) -> Judge:
         """The judge in use: with running statistics."""
-        return Judge(*jax.tree.map(jnp.asarray, (state.net, state.moments)), state.num_actions)
+        net, moments = jax.tree.map(jnp.asarray, (state.net, state.moments))
+        return Judge(net, moments, state.num_actions)
 
     def policy(self, state: JudgeState) -> Policy:
         """Does what the judge, seeing everything, finds best justified."""

@@ -186,6 +186,7 @@ def debate_reward(
         hidden=hidden,
     )  # fmt: skip
     source = DatasetSource(data, batch_size, q.window)
+    assert q.priority is not None
     baseline = stages.learn("baseline", q, Prioritised(source, *q.priority), updates)
     if weight == 0:
         return Justified(**vars(baseline), baseline=baseline)

@@ -198,6 +198,7 @@ class NORA(Learner):
         log = spec.dataset
         if log is None:
             return None
+        assert spec.horizon is not None
         longest = max(int(log.lengths.max()), log.meta.get("horizon") or 0)
         if longest > spec.horizon:
             raise DataError(f"{log.name} has episodes of up to {longest} steps, but those of the world end by "
@@ -261,10 +262,9 @@ class NORA(Learner):
         assert state.epoch is not None
         reward, room = batch.steps.reward, state.room - self.num_envs
         wrong = (reward < self.min_reward - TOLERANCE) | (reward > self.max_reward + TOLERANCE)
-        state = state.add(batch)
-        switched = self.due(state, state.epoch)
-        epoch = jax.lax.cond(switched, lambda: self.switch(state), lambda: state.epoch)
-        epoch = self.improve(state, epoch)
+        held, state = state.epoch, state.add(batch)
+        switched = self.due(state, held)
+        epoch = self.improve(state, jax.lax.cond(switched, lambda: self.switch(state), lambda: held))
         metrics = {
             "switched": switched.astype(jnp.float32),
             "value": jax.vmap(take(epoch.critic, 0))(batch.steps.obs[:, 0]).max(-1).mean(),

@@ -101,8 +101,8 @@ class PCGImitation(Imitating, PPO):
         after, metrics = super().update(state, batch, key)
         assert isinstance(after, PCGState)
         after = dataclasses.replace(after, memory=self.watch(after.memory, batch))
-        after, found = self.imitate(after, fold_in(key, 1))
-        return after, metrics | found
+        imitated, found = self.imitate(after, fold_in(key, 1))
+        return imitated, metrics | found  # type: ignore[return-value]
 
     def policy(self, state: PPOState) -> Policy:
         chance = isinstance(state.actor, StochasticActor) and state.actor.log_std is None

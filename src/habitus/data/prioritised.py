@@ -43,6 +43,7 @@ class Prioritised(Source):
             ConfigError: if a number is out of its domain, or the log is read from disk.
         """
         require(source.pure, "prioritised replay keeps its log on the device, and this one is too large for it.")
+        require(not source.from_start, "prioritised replay draws rows, so windows must not begin where episodes do.")
         require(alpha >= 0, f"alpha must be 0 or more, but is {alpha}.")
         require((0 <= beta) & (beta <= 1), f"beta must be in [0, 1], but is {beta}.")
         self.source, self.alpha, self.beta = source, alpha, beta
@@ -50,6 +51,11 @@ class Prioritised(Source):
     @property
     def pure(self) -> bool:
         return True
+
+    @property
+    def window(self) -> int | None:
+        """Steps of the windows that batches hold, or None."""
+        return self.source.window
 
     @property
     def spec(self) -> Spec:
@@ -67,7 +73,7 @@ class Prioritised(Source):
         del explorer
         power = jnp.where(state.power > 0, state.power, jnp.maximum(state.power.max(), FLOOR))
         total = jnp.cumsum(power)
-        wanted = jax.random.uniform(key, state.last.shape) * total[-1]
+        wanted = jax.random.uniform(key, (self.source.batch_size,)) * total[-1]
         rows = jnp.minimum(jnp.searchsorted(total, wanted, side="right"), len(total) - 1).astype(jnp.int32)
         weight = (len(total) * power[rows] / total[-1]) ** -self.beta
         return Priorities(state.power, rows), Weighted(self.source.at(rows), weight / weight.max())

@@ -81,24 +81,24 @@ class Imitating(eqx.Module):
                 raise ConfigError(
                     "a fixed buffer holds demonstrations only, so it needs some: give data=..., or 'live'."
                 )
-            with jax.ensure_compile_time_eval():  # the log is at hand, and no part of the program
-                return Shared(self._ranked(spec))
+            return Shared(self._ranked(spec))
         if spec.horizon is None:
             raise ConfigError(
                 "whole episodes are ranked, and this world's have no greatest length; wrap it in TimeLimit, or make "
                 "it with max_episode_steps=..."
             )
-        with jax.ensure_compile_time_eval():
-            ranking = self._ranked(spec)
+        ranking = self._ranked(spec)
         return Live(ranking, Watch.start(ranking, num_envs, spec.horizon, 0 if log is None else len(log.starts)))
 
     def _ranked(self, spec: Spec) -> Ranking:
         """The demonstrations, if any, in their order."""
-        empty = Ranking.empty(spec, self.capacity, self.per_level)
         if spec.dataset is None:
-            return empty
-        rows = Rows.of_log(spec.dataset)
-        return _insert(empty, rows, jnp.ones(len(rows.ret), bool), self._weights)
+            return Ranking.empty(spec, self.capacity, self.per_level)
+        with jax.ensure_compile_time_eval():  # else XLA computes this from constants while it compiles, slowly
+            rows = Rows.of_log(spec.dataset)
+        rows = jax.lax.optimization_barrier(rows)
+        empty = Ranking.empty(spec, self.capacity, self.per_level)
+        return empty.insert(rows, jnp.ones(len(rows.ret), bool), self._weights)
 
     def watch(self, memory: Memory, rollout: Transition) -> Memory:
         """The memory after some more transitions [time, env]: their finished episodes are ranked with the others.
@@ -153,8 +153,3 @@ class Imitating(eqx.Module):
         earned = jnp.where(kept, ranking.rows.ret, 0.0).sum() / jnp.maximum(ranking.size, 1)
         found |= {"remembered": ranking.size.astype(jnp.float32), "remembered_return": earned}
         return dataclasses.replace(state, actor=actor, actor_opt=actor_opt), found  # type: ignore[type-var]
-
-
-@jax.jit
-def _insert(ranking: Ranking, rows: Rows, known: Array, weights: tuple[Any, Any, Any]) -> Ranking:
-    return ranking.insert(rows, known, weights)

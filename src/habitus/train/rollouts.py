@@ -99,6 +99,11 @@ class Rollouts(Source):
         return True
 
     @property
+    def apart(self) -> bool:
+        """Whether batches are `Sides`."""
+        return self.beside is not None
+
+    @property
     def spec(self) -> Spec:
         own = self.env.env.spec
         return dataclasses.replace(own, dataset=self.aside.log if self.beside is None else self.beside.spec.dataset)

@@ -125,10 +125,12 @@ class DuelingDQN(Learner):
     def returns(self, batch: Transition | Trajectory) -> Returns:
         """The windows of a batch. Raises `ConfigError` if they are not `n_step` long."""
         if isinstance(batch, Transition):
-            batch = Trajectory(jax.tree.map(lambda x: x[:, None], batch), jnp.ones((batch.size, 1), bool))
-        length = batch.valid.shape[1]
+            steps, valid = jax.tree.map(lambda x: x[:, None], batch), jnp.ones((batch.size, 1), bool)
+        else:
+            steps, valid = batch.steps, batch.valid
+        length = valid.shape[1]
         require(length == self.n_step, f"n_step={self.n_step} needs DatasetSource(window={self.n_step}), not {length}.")
-        return window_returns(batch.steps, batch.valid, self.discount)
+        return window_returns(steps, valid, self.discount)
 
     def critic_loss(
         self, critic: DuelingCritic, state: DuelingDQNState, batch: Weighted, key: PRNGKeyArray

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from habitus.core.experience import Trajectory
 from habitus.core.spec import Spec
@@ -37,62 +36,61 @@ class KnownFeatures(NORA):
         return Ridge(Lookup(self.features), jnp.asarray(self.penalty), size, states)
 
 
-class Worlds(eqx.Module):
-    """Worlds of one shape, one a seed, with a leading axis.
+class World(eqx.Module):
+    """A finite world and what is known of it.
 
     Attributes:
-        mdp: their tables.
+        mdp: its tables.
         features: known ones, or None.
         q: the optimal values within the horizon.
         best: the optimal return.
     """
 
     mdp: FiniteMDP
-    features: Float[Array, "seeds states actions features"] | None
-    q: Float[Array, "seeds horizon states actions"]
-    best: Float[Array, "seeds"]
+    features: Float[Array, "states actions features"] | None
+    q: Float[Array, "horizon states actions"]
+    best: Float[Array, ""]
     horizon: int = eqx.field(static=True)
 
     @classmethod
-    def of(cls, models: Sequence[Tabular], features: Array | None, horizon: int) -> Worlds:
-        """From the tables of each."""
-        mdp = jax.tree.map(lambda *xs: jnp.stack(xs), *(FiniteMDP(model, horizon) for model in models))
-        q = jnp.asarray(np.stack([model.q_within(horizon) for model in models]), jnp.float32)
-        best = jnp.asarray([model.best_return_within(horizon) for model in models], jnp.float32)
-        return cls(mdp, features, q, best, horizon)
+    def of(cls, model: Tabular, features: np.ndarray | None, horizon: int) -> World:
+        """From its tables."""
+        known = None if features is None else jnp.asarray(features, jnp.float32)
+        q = jnp.asarray(model.q_within(horizon), jnp.float32)
+        best = jnp.asarray(model.best_return_within(horizon), jnp.float32)
+        return cls(FiniteMDP(model, horizon), known, q, best, horizon)
 
 
 @eqx.filter_jit
 def play(
-    learner: KnownFeatures, worlds: Worlds, keys: Key[Array, "seeds"], episodes: int, logged: int
-) -> tuple[Float[Array, "seeds episodes"], Bool[Array, "seeds episodes"]]:
-    """Each seed's suboptimality of every episode's policy, and whether it was followed by a switch."""
-    arrays, static = eqx.partition(worlds, eqx.is_array)
+    learner: KnownFeatures, world: World, key: PRNGKeyArray, episodes: int, logged: int, given: Bool[Array, ""]
+) -> tuple[Float[Array, "episodes"], Bool[Array, "episodes"]]:
+    """The suboptimality of every episode's policy, and whether a switch followed.
 
-    def one(inputs: tuple[Any, Array]) -> tuple[Array, Array]:
-        world: Worlds = eqx.combine(inputs[0], static)
-        own = eqx.tree_at(lambda m: m.features, learner, world.features, is_leaf=lambda x: x is None)
-        env, everywhere = Canonical(TimeLimit(world.mdp, world.horizon)), jnp.arange(world.mdp.start.shape[0])
-        spec = dataclasses.replace(env.spec, updates=episodes)
-        log_key, play_key = jax.random.split(inputs[1])
-        state = own.begin(spec, _log(env, world, logged, log_key) if logged else None)
-        fixed, rest = eqx.partition(state, eqx.is_array)
+    Args:
+        logged: episodes of a log, of which the learner has none unless it is `given`.
+    """
+    learner = eqx.tree_at(lambda m: m.features, learner, world.features, is_leaf=lambda x: x is None)
+    env, everywhere = Canonical(TimeLimit(world.mdp, world.horizon)), jnp.arange(world.mdp.start.shape[0])
+    spec = dataclasses.replace(env.spec, updates=episodes)
+    log_key, play_key = jax.random.split(key)
+    log = _log(env, world, logged, log_key) if logged else None
+    log = None if log is None else dataclasses.replace(log, valid=log.valid & given)
+    arrays, rest = eqx.partition(learner.begin(spec, log), eqx.is_array)
 
-        def episode(fixed: Any, key: Array) -> tuple[Any, tuple[Array, Array]]:
-            state = eqx.combine(fixed, rest)
-            probabilities = jax.vmap(lambda actor: jax.vmap(lambda s: actor(s).probs)(everywhere))(own.actor(state))
-            gap = world.best - world.mdp.mean_return(probabilities)
-            act_key, update_key = jax.random.split(key)
-            batch = whole_episodes(env, own.explorer(state), 1, world.horizon, act_key)
-            state, metrics = own.update(state, batch, update_key)
-            return eqx.filter(state, eqx.is_array), (gap, metrics["switched"] > 0)
+    def episode(arrays: Any, key: PRNGKeyArray) -> tuple[Any, tuple[Array, Array]]:
+        state = eqx.combine(arrays, rest)
+        probabilities = jax.vmap(lambda actor: jax.vmap(lambda s: actor(s).probs)(everywhere))(learner.actor(state))
+        gap = world.best - world.mdp.mean_return(probabilities)
+        act_key, update_key = jax.random.split(key)
+        batch = whole_episodes(env, learner.explorer(state), 1, world.horizon, act_key)
+        state, metrics = learner.update(state, batch, update_key)
+        return eqx.filter(state, eqx.is_array), (gap, metrics["switched"] > 0)
 
-        return jax.lax.scan(episode, fixed, jax.random.split(play_key, episodes))[1]
-
-    return jax.lax.map(one, (arrays, keys))  # not vmap, by which every episode would pay for a fit
+    return jax.lax.scan(episode, arrays, jax.random.split(play_key, episodes))[1]
 
 
-def _log(env: Canonical, world: Worlds, episodes: int, key: Array) -> Trajectory:
+def _log(env: Canonical, world: World, episodes: int, key: Array) -> Trajectory:
     """Four episodes of the best policy to one of uniform actions."""
     good_key, random_key = jax.random.split(key)
     parts = []

@@ -12,18 +12,16 @@ bonuses, tuned on seeds that are not used again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from habitus.claims.harness import Claim, Measure, Outcome, above, fact
-from habitus.claims.regret import GREEDIEST, Found, KnownFeatures, Worlds, play
-from habitus.core.protocols import Policy
+from habitus.claims.regret import GREEDIEST, Found, KnownFeatures, World, play
 from habitus.core.trees import take
 from habitus.envs.worlds.finite import linear_model, lock_model
 from habitus.measure.statistics import bootstrap_ci, mean, paired_difference
@@ -62,19 +60,22 @@ class LongEpoch(Epoch):
     logits: Float[Array, "horizon states actions"]
 
 
-class WithoutResets(KnownFeatures):
-    """The actor goes on from where it was when the critic changes; `always`: which it does in every episode."""
+class Arm(KnownFeatures):
+    """NORA, or what it is compared with; as the differences are numbers, all arms are one program."""
 
-    always: bool = eqx.field(static=True, default=False)
+    keep: float = 0.0  # 1: the actor goes on from where it was when the critic changes
+    always: float = 0.0  # 1: a new critic in every episode
+    own: float = 0.0  # 1: the critic aims at `sum_a pi(a | s') f(s', a)`, the values of the policy that it ends
+    greedy: float = 0.0  # 1: no actor, but the critic's best action
 
     def due(self, state: NORAState, epoch: Epoch) -> Bool[Array, ""]:
-        return jnp.array(True) if self.always else super().due(state, epoch)
+        return super().due(state, epoch) | (jnp.asarray(self.always) > 0)
 
     def switch(self, state: NORAState) -> LongEpoch:
         new = super().switch(state)
         assert isinstance(new.critic, Table)
-        logits = state.epoch.logits if isinstance(state.epoch, LongEpoch) else jnp.zeros_like(new.critic.values)
-        return LongEpoch(new.critic, new.fitted, new.weight, logits)
+        before = state.epoch.logits if isinstance(state.epoch, LongEpoch) else jnp.zeros_like(new.critic.values)
+        return LongEpoch(new.critic, new.fitted, new.weight, jnp.where(jnp.asarray(self.keep) > 0, before, 0.0))
 
     def improve(self, state: NORAState, epoch: Epoch) -> LongEpoch:
         assert isinstance(epoch, LongEpoch) and isinstance(epoch.critic, Table)
@@ -82,55 +83,43 @@ class WithoutResets(KnownFeatures):
         return dataclasses.replace(epoch, logits=epoch.logits + eta * epoch.critic.values)
 
     def actor(self, state: NORAState) -> SoftActor:
-        assert isinstance(state.epoch, LongEpoch)
-        return SoftActor(Table(state.epoch.logits), jnp.ones(state.horizon))
-
-
-class PolicyTarget(KnownFeatures):
-    """The critic aims at the values of the policy that it ends, `sum_a pi(a | s') f(s', a)`."""
+        assert isinstance(state.epoch, LongEpoch) and isinstance(state.epoch.critic, Table)
+        greedy = GREEDIEST * state.epoch.critic.values
+        logits = jnp.where(jnp.asarray(self.greedy) > 0, greedy, state.epoch.logits)
+        return SoftActor(Table(logits), jnp.ones(state.horizon))
 
     def backup(self, state: NORAState, h: Array, after: Critic, obs: Array) -> Float[Array, "episodes"]:
+        best = super().backup(state, h, after, obs)
         if state.epoch is None:
-            return super().backup(state, h, after, obs)
+            return best
         actor = take(self.actor(state), jnp.minimum(h + 1, state.horizon - 1))
-        return jax.vmap(lambda s: (actor(s).probs * after(s)).sum())(obs)
+        mean = jax.vmap(lambda s: (actor(s).probs * after(s)).sum())(obs)
+        return jnp.where(jnp.asarray(self.own) > 0, mean, best)
 
 
-class GreedyActor(KnownFeatures):
-    """No actor: the critic's best action, the critic fitted anew for every episode (LSVI-UCB, Jin et al. 2020)."""
-
-    def due(self, state: NORAState, epoch: Epoch) -> Bool[Array, ""]:
-        return jnp.array(True)
-
-    def actor(self, state: NORAState) -> SoftActor:
-        assert state.epoch is not None
-        return SoftActor(state.epoch.critic, jnp.full(state.horizon, GREEDIEST))
-
-    def explorer(self, state: NORAState) -> Policy:
-        return self.policy(state)
-
-
-def locks(budget: Budget, seeds: Sequence[int]) -> Worlds:
+def lock(budget: Budget, seed: int) -> World:
     """(a)"""
-    models = [lock_model(budget.length, budget.lock_actions, 0.05, seed) for seed in seeds]
-    return Worlds.of(models, None, budget.length)
+    return World.of(lock_model(budget.length, budget.lock_actions, 0.05, seed), None, budget.length)
 
 
-def linear_worlds(budget: Budget, seeds: Sequence[int]) -> Worlds:
+def linear(budget: Budget, seed: int) -> World:
     """(b)"""
-    models, features = zip(*(linear_model(budget.states, 5, 10, seed) for seed in seeds), strict=True)
-    return Worlds.of(models, jnp.asarray(np.stack(features), jnp.float32), budget.horizon)
+    return World.of(*linear_model(budget.states, 5, 10, seed), budget.horizon)
 
 
-def tuned(arm: KnownFeatures, kind: Callable[..., Worlds], budget: Budget, logged: int = 0) -> Found:
-    """An arm with the bonus that was best on the tuning seeds; 0 stays 0."""
+def tuned(arm: Arm, kind: Callable[[Budget, int], World], budget: Budget, given: bool = False) -> Found:
+    """An arm with the bonus that was best on the tuning seeds; 0 stays 0. `given`: it has the log."""
+    logged = budget.logged if kind is lock else 0
 
     def go(seeds: tuple[int, ...], bonus: float) -> tuple[np.ndarray, np.ndarray]:
-        keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-        given = dataclasses.replace(arm, bonus=bonus)
-        learner = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, given)  # one program for all
-        gap, switched = play(learner, kind(budget, seeds), keys, budget.episodes, logged)
-        return np.asarray(gap, np.float64), np.asarray(switched)
+        learner = dataclasses.replace(arm, bonus=bonus)
+        learner = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, learner)
+        found = [
+            play(learner, kind(budget, seed), jax.random.key(seed), budget.episodes, logged, jnp.asarray(given))
+            for seed in seeds
+        ]
+        gap, switched = (np.stack([np.asarray(x) for x in column]) for column in zip(*found, strict=True))
+        return gap.astype(np.float64), switched
 
     grid = budget.bonuses if arm.bonus > 0 else (0.0,)
     totals = [go(budget.tuning_seeds, bonus)[0].sum() for bonus in grid] if len(grid) > 1 else [0.0]
@@ -152,16 +141,12 @@ def run(budget: Budget) -> Outcome:
         "H-NORA": tuned(KnownFeatures(step_size=20.0, **one), locks, budget, budget.logged),
         "NOAH": tuned(KnownFeatures(step_size=20.0, bonus=0.0, **one), locks, budget, budget.logged),
     }
-    linear = {
-        "NORA, eta 5": tuned(KnownFeatures(), linear_worlds, budget),
-        "NORA, eta 20": tuned(KnownFeatures(step_size=20.0), linear_worlds, budget),
-        "without resets, eta 5": tuned(WithoutResets(), linear_worlds, budget),
-        "without resets, eta 20": tuned(WithoutResets(step_size=20.0), linear_worlds, budget),
-        "critic of the policy, eta 20": tuned(PolicyTarget(step_size=20.0), linear_worlds, budget),
-        "LSVI-UCB": tuned(GreedyActor(), linear_worlds, budget),
-        "no optimism, eta 20": tuned(KnownFeatures(step_size=20.0, bonus=0.0), linear_worlds, budget),
-    }
-    best = {"lock": np.ones(len(budget.seeds)), "linear": np.asarray(linear_worlds(budget, budget.seeds).best)}
+    # the return from a lock is at most 1
+    locked = {name: tuned(dataclasses.replace(arm, max_return=1.0), lock, budget) for name, arm in arms.items()}
+    for name, arm in (("H-NORA", arms["NORA, eta 20"]), ("NOAH", arms["no optimism"])):
+        locked[name] = tuned(dataclasses.replace(arm, max_return=1.0), lock, budget, given=True)
+    free = {name: tuned(arm, linear, budget) for name, arm in arms.items()}
+    best = {"lock": np.ones(len(budget.seeds)), "linear": np.array([linear(budget, s).best for s in budget.seeds])}
     notes = [
         "The paper's text was not available: the algorithm was reconstructed from its abstract and the literature that "
         "it builds on, and bonuses take the place of its confidence set.",
@@ -170,8 +155,8 @@ def run(budget: Budget) -> Outcome:
         "NOAH without a log is the arm without optimism.",
     ]
     figures = {name: {arm: _figures(found, best[name]) for arm, found in arms.items()}
-               for name, arms in (("lock", lock), ("linear", linear))}  # fmt: skip
-    return Outcome([*_lock_measures(lock, budget), *_linear_measures(linear)], notes, figures)
+               for name, arms in (("lock", locked), ("linear", free))}  # fmt: skip
+    return Outcome([*_lock_measures(locked, budget), *_linear_measures(free)], notes, figures)
 
 
 def _figures(found: Found, best: np.ndarray) -> dict[str, Any]:

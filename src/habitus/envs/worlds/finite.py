@@ -66,10 +66,12 @@ class FiniteMDP(Env):
 
         `habitus.envs.tabular.Tabular.q_within` is the same in NumPy and float64.
         """
-        value = jnp.zeros_like(self.start)
-        for probabilities in policy[::-1]:
+
+        def back(value: Array, probabilities: Array) -> tuple[Array, None]:
             q = self.reward + self.transition @ jnp.where(self.terminal, 0.0, value)
-            value = (probabilities * q).sum(-1)
+            return (probabilities * q).sum(-1), None
+
+        value, _ = jax.lax.scan(back, jnp.zeros_like(self.start), policy, reverse=True)
         return self.start @ jnp.where(self.terminal, 0.0, value)
 
 

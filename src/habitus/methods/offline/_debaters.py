@@ -45,6 +45,15 @@ class InTurn(Policy):
         return jnp.where(obs[-1] > 0, moves[1], moves[0]), carry
 
 
+class EitherSide(Policy):
+    """One policy makes every move, whoever's turn it is."""
+
+    policy: Policy
+
+    def __call__(self, obs: Array, carry: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
+        return self.policy(obs[:-1], carry, key)
+
+
 def own_moves(rollout: Transition, player: Int[Array, ""]) -> Transition:
     """The game as one of two players sees it: its own moves, each with all that is paid until its next.
 
@@ -75,7 +84,7 @@ class Debaters(PPO):
 
     against: Opponent = eqx.field(static=True, default="max-min")
     confuser_updates: int = 20  # of each generation, against the argumentator as it is; authors' code: 150
-    argumentator_updates: int = 2  # and then of the argumentator; authors' code: 5. 0 trains a confuser alone
+    argumentator_updates: int = 6  # and then of the argumentator; authors' code: 5. 0 trains a confuser alone
     refresh: int = 20  # updates between copies to the opponent in self-play; authors' code: 150
     learning_rate: float = 5e-4  # this and what follows: authors' code
     discount: float = 0.9
@@ -134,7 +143,7 @@ class Debaters(PPO):
 
     def policy(self, state: DebatersState) -> Policy:  # type: ignore[override]
         """The argumentator, sure of itself, on either side."""
-        return InTurn(Mode(state.argumentator.actor), Mode(state.argumentator.actor))
+        return EitherSide(Mode(state.argumentator.actor))
 
     def explorer(self, state: DebatersState) -> Policy:  # type: ignore[override]
         return InTurn(Sampling(state.argumentator.actor), Sampling(state.opponent.actor))

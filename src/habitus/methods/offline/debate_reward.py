@@ -139,10 +139,9 @@ def debate_about(log: Dataset, judge: Scorer, evidence: int, alone: bool = False
 
 
 def train_speakers(game: Debate, debaters: Debaters, generations: int, stages: Stages) -> list[Policy | None]:
-    """The argumentator of each seed. One that speaks alone in training has every round for itself."""
+    """The argumentator of each seed."""
     arena = dataclasses.replace(game, alone=True) if debaters.against == "isolated" else game
-    rounds = generations * (debaters.confuser_updates + debaters.argumentator_updates)
-    run = stages.learn("debaters", debaters, arena, rounds * debaters.num_envs * game.evidence)
+    run = stages.learn("debaters", debaters, arena, debaters.rounds(generations) * debaters.num_envs * game.evidence)
     return [debaters.policy(state) for state in run.states]
 
 
@@ -156,9 +155,9 @@ def debate_reward(
     bonus: float = 5.0,  # paid for a won debate; authors' code
     judge_updates: int = 3_000,
     judge_hidden: tuple[int, ...] = (256, 256),  # authors' code
-    generations: int = 15,  # authors' code: 500
+    generations: int = 25,  # authors' code: 500
     confuser_updates: int = 20,  # in each generation; authors' code: 150
-    argumentator_updates: int = 2,  # in each generation, or in all of them for those who speak alone; authors' code: 5
+    argumentator_updates: int = 6,  # in each generation; authors' code: 5
     debate_hidden: tuple[int, ...] = (128, 128),  # authors' code: (512, 512)
     games: int = 256,  # debates in a round; authors' code
     updates: int = 10_000,  # of the baseline, and of the policy; authors' code: 25,000

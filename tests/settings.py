@@ -59,6 +59,8 @@ TINY = {
     "width": 16,
     "layers": 1,
     "warmup_updates": 20,
+    "latent_size": 4,
+    "candidates": 16,
 }
 # how strongly it is held to the log: weakly here, as the log of those who estimate values is random
 LOOSE = {
@@ -88,6 +90,10 @@ ROLES = {
     "balance": "weight",
     "discriminators": "model",
     "dynamics": "model",
+    "decoder": "policy",
+    "prior": "generator",
+    "posterior": "generator",
+    "ratio": "model",
 }
 
 # values that a numeric hyperparameter of this name must refuse
@@ -127,6 +133,7 @@ BAD = {
     "entropy": (-0.1,),
     "max_grad_norm": (0.0,),
     "weight_decay": (-0.1,),
+    "mi_weight": (-0.1,),
     "dropout": (-0.1, 1.0),
     "heads": (0, 3, 7),
     "step_size": (0.0,),
@@ -142,7 +149,7 @@ BAD = {
         "batch_size", "epochs", "minibatch_size", "value_epochs", "value_batch_size", "inner_steps", "num_envs",
         "rollout_length", "actor_delay", "target_period", "copy_period", "epsilon_updates", "samples",
         "neighbours", "max_pairs", "policies", "models", "gate_every", "gate_starts", "gate_horizon",
-        "context", "width", "layers", "warmup_updates",
+        "context", "width", "layers", "warmup_updates", "latent_size", "candidates",
     ),
     (0,),
 )  # fmt: skip

@@ -82,11 +82,10 @@ class DecisionPolicy(Policy):
         return action, (steps.acted(action), to_go)
 
 
-class DT(Learner):
-    """Decision Transformer, on windows of a log. Any actions; real ones must be bounded, discrete ones are sampled."""
+class SequenceLearner(Learner):
+    """What learners with a sequence model share. The values are those of the paper's Table 9."""
 
-    target: float | None = eqx.field(default=None, static=True)  # return to aim at; None for the best of the log
-    learning_rate: float = 1e-4  # paper, Table 9, and so below
+    learning_rate: float = 1e-4
     weight_decay: float = 1e-4
     max_grad_norm: float = 0.25
     dropout: float = 0.1
@@ -96,12 +95,14 @@ class DT(Learner):
     width: int = 128
     layers: int = 3
     heads: int = 1
-    hidden: tuple[int, ...] = ()  # of the head of actions
-
-    trains: ClassVar = {"actor": ("actor_loss",)}
 
     def __check_init__(self) -> None:
-        check_sequence(self)
+        for name in ("context", "width", "layers", "heads", "warmup_updates"):
+            require(getattr(self, name) >= 1, f"{name} must be 1 or more, but is {getattr(self, name)}.")
+        even = self.width % self.heads == 0
+        require(even, f"heads must divide the width of {self.width}, but are {self.heads}.")
+        require((self.dropout >= 0) & (self.dropout < 1), f"dropout must be in [0, 1), but is {self.dropout}.")
+        require(self.weight_decay >= 0, f"weight_decay must be 0 or more, but is {self.weight_decay}.")
 
     @property
     def window(self) -> int:
@@ -111,6 +112,15 @@ class DT(Learner):
     def optimizer(self) -> optax.GradientTransformation:
         """AdamW with clipped gradients and a learning rate that rises first."""
         return warmed_adamw(self.learning_rate, self.warmup_updates, self.weight_decay, self.max_grad_norm)
+
+
+class DT(SequenceLearner):
+    """Decision Transformer, on windows of a log. Any actions; real ones must be bounded, discrete ones are sampled."""
+
+    target: float | None = eqx.field(default=None, static=True)  # return to aim at; None for the best of the log
+    hidden: tuple[int, ...] = ()  # of the head of actions
+
+    trains: ClassVar = {"actor": ("actor_loss",)}
 
     def init(self, spec: Spec, key: PRNGKeyArray) -> DTState:
         sequence_key, head_key = jax.random.split(key)
@@ -148,13 +158,3 @@ class DT(Learner):
     def policy(self, state: DTState) -> Policy:
         policy = DecisionPolicy(state.actor, state.target, state.scale, state.blank)
         return Normalised(policy, state.normaliser)
-
-
-def check_sequence(learner: Any) -> None:
-    """The domains of what learners with a sequence model share."""
-    for name in ("context", "width", "layers", "heads", "warmup_updates"):
-        require(getattr(learner, name) >= 1, f"{name} must be 1 or more, but is {getattr(learner, name)}.")
-    even = learner.width % learner.heads == 0
-    require(even, f"heads must divide the width of {learner.width}, but are {learner.heads}.")
-    require((learner.dropout >= 0) & (learner.dropout < 1), f"dropout must be in [0, 1), but is {learner.dropout}.")
-    require(learner.weight_decay >= 0, f"weight_decay must be 0 or more, but is {learner.weight_decay}.")

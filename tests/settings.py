@@ -95,6 +95,10 @@ ROLES = {
     "balance": "weight",
     "discriminators": "model",
     "dynamics": "model",
+    "decoder": "policy",
+    "prior": "generator",
+    "posterior": "generator",
+    "ratio": "model",
 }
 
 # values that a numeric hyperparameter of this name must refuse
@@ -146,6 +150,10 @@ BAD = {
     "value_clip": (0.0,),
     "entropy": (-0.1,),
     "max_grad_norm": (0.0,),
+    "weight_decay": (-0.1,),
+    "mi_weight": (-0.1,),
+    "dropout": (-0.1, 1.0),
+    "heads": (0, 3, 7),
     "step_size": (0.0,),
     "tsallis_q": (0.0, 2.5),
     "kl_weight": (-0.1,),
@@ -303,8 +311,11 @@ def settings() -> list[Setting]:
 
 
 @cache
-def log(kind: str, expert: bool) -> Dataset:
-    """Decisions in `Identity`: of nearly the best actions, or of uniformly random ones."""
+def log(kind: str, expert: bool, length: int = 1) -> Dataset:
+    """Decisions in `Identity`: of nearly the best actions, or of uniformly random ones.
+
+    With `length` above 1, episodes are of that many codes in turn.
+    """
     rng, rows = np.random.default_rng(0), 512
     code = rng.integers(0, 2, rows)
     if kind == "discrete":
@@ -316,10 +327,10 @@ def log(kind: str, expert: bool) -> Dataset:
     obs = np.eye(2, dtype=np.float32)[code]
     return Dataset.from_arrays(
         obs=obs,
-        next_obs=obs,
+        next_obs=np.where((np.arange(1, rows + 1) % length == 0)[:, None], obs, np.roll(obs, -1, 0)),
         action=action,
         reward=np.asarray(jax.vmap(lambda c, a: reward(kind, c, a))(code, jnp.asarray(action))),
-        terminated=np.ones(rows, bool),
+        terminated=np.arange(1, rows + 1) % length == 0,
         truncated=np.zeros(rows, bool),
         observation_space=Identity(kind).observation_space,
         action_space=SPACES[kind],
@@ -331,7 +342,8 @@ def source(data: str, kind: str, cls: type[Learner], window: int | None) -> Sour
     """A log, or the world itself."""
     if data == "log":
         # who estimates no values can only be as good as the log
-        given = log(kind, expert="value" not in map(ROLES.get, cls.trains))
+        # the windows of one-step episodes are mostly padding
+        given = log(kind, expert="value" not in map(ROLES.get, cls.trains), length=4 if window else 1)
         return DatasetSource(given, TINY["batch_size"], window, from_start=cls.from_start)
     world = Identity(kind, cls.constrained)
     if cls.episodic:

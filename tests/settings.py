@@ -62,6 +62,10 @@ TINY = {
     "value_samples": 4,
     "value_batch_size": 64,
     "min_reward": -1.0,
+    "context": 2,
+    "width": 16,
+    "layers": 1,
+    "warmup_updates": 20,
 }
 # how strongly it is held to the log: weakly here, as the log of those who estimate values is random
 LOOSE = {
@@ -176,11 +180,11 @@ BAD = {
         "batch_size", "epochs", "minibatch_size", "value_epochs", "value_batch_size", "inner_steps", "num_envs",
         "rollout_length", "actor_delay", "target_period", "copy_period", "epsilon_updates", "samples",
         "cg_steps", "backtracks", "value_samples", "neighbours", "max_pairs", "bc_batch_size", "capacity",
-        "policies", "models", "gate_every", "gate_starts", "gate_horizon",
+        "policies", "models", "gate_every", "gate_starts", "gate_horizon", "context", "width", "layers", "warmup_updates",
     ),
     (0,),
 )  # fmt: skip
-ANY = {"target_entropy", "first_log_std"}  # numeric hyperparameters of which every finite value makes sense
+ANY = {"target_entropy", "first_log_std", "target"}  # numeric hyperparameters of which every finite value makes sense
 
 SPACES = {"continuous": spaces.Box(-2, 2, (1,)), "discrete": spaces.Discrete(2, start=3)}
 

@@ -19,7 +19,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": jax.nn.gelu,
     "elu": jax.nn.elu,
     "silu": jax.nn.silu,
-    "leaky_relu": jax.nn.leaky_relu,
 }
 
 
@@ -43,7 +42,7 @@ class Linear(eqx.Module):
             self.weight = jax.nn.initializers.orthogonal(gain)(key, (inputs, outputs))
             self.bias = jnp.zeros(outputs)
 
-    def __call__(self, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows outputs"]:
+    def __call__(self, x: Float[Array, "inputs"]) -> Float[Array, "outputs"]:
         return x @ self.weight + self.bias
 
 

@@ -1,1 +1,0 @@
-"""What diffusion and flow policies share: noise schedules, samplers, denoisers, averages, training."""

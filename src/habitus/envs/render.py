@@ -15,6 +15,7 @@ from habitus.envs.worlds.bit_flip import BitFlip
 from habitus.envs.worlds.cartpole import CartPole
 from habitus.envs.worlds.cartpole_swingup import CartPoleSwingUp
 from habitus.envs.worlds.four_rooms import GOAL, SIZE, WALLS, FourRooms
+from habitus.envs.worlds.icu5 import FEATURES, ICU5
 from habitus.envs.worlds.keydoor import HEADINGS, OPEN, KeyDoor
 from habitus.envs.worlds.mountaincar_continuous import MountainCarContinuous
 from habitus.envs.worlds.pendulum import Pendulum
@@ -126,6 +127,22 @@ def _bit_flip(env: BitFlip, state: np.ndarray, canvas: np.ndarray) -> None:
         _line(canvas, centre, centre, step / 3, (GOAL_COLOUR if row else BODY) if bit else FAINT)
 
 
+def _icu5(env: ICU5, state: np.ndarray, canvas: np.ndarray) -> None:
+    """A column for each number, from -4 to 4; a mark where a cost begins."""
+    step = WIDTH / (len(FEATURES) + 1)
+
+    def height(value: float) -> float:
+        return HEIGHT / 2 - float(np.clip(value, -4, 4)) / 4 * (HEIGHT / 2 - step / 4)
+
+    for i, (name, value) in enumerate(zip(FEATURES, state, strict=True)):
+        x = (i + 1) * step
+        _line(canvas, (x, height(-4)), (x, height(4)), 2, FAINT)
+        _line(canvas, (x - step / 4, height(0)), (x + step / 4, height(0)), 2, FAINT)
+        if name in env.costs:
+            _line(canvas, (x - step / 4, height(-1)), (x + step / 4, height(-1)), 4, GOAL_COLOUR)
+        _line(canvas, (x, height(value)), (x, height(value)), step / 4, BODY)
+
+
 def _polar(origin: Point, length: float, angle: float) -> Point:
     """The point at `length` pixels from `origin`, at an angle from upright that grows anticlockwise."""
     return origin[0] - length * float(np.sin(angle)), origin[1] - length * float(np.cos(angle))
@@ -166,4 +183,5 @@ DRAWINGS: dict[type[Env], Callable[[Any, np.ndarray, np.ndarray], None]] = {
     FourRooms: _four_rooms,
     BitFlip: _bit_flip,
     KeyDoor: _keydoor,
+    ICU5: _icu5,
 }

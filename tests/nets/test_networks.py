@@ -15,7 +15,7 @@ from habitus.core.errors import ConfigError, SpaceMismatch
 from habitus.core.spec import Spec
 from habitus.nets import heads
 from habitus.nets.encoder import ConvEncoder, OneHotEncoder, VectorEncoder, make_encoder
-from habitus.nets.mlp import ACTIVATIONS, MLP, Linear
+from habitus.nets.mlp import ACTIVATIONS, MLP, Linear, orthogonal
 
 KEY = jax.random.key(0)
 REAL = Spec(spaces.Box(-1, 1, (3,)), spaces.Box(-2, 2, (2,)))
@@ -38,6 +38,15 @@ def test_the_orthogonal_initialisation():
     for layer, gain in zip(mlp.layers, (2**0.5, 2**0.5, 0.01), strict=True):
         assert not layer.bias.any()
         np.testing.assert_allclose(np.linalg.svd(layer.weight)[1], gain, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (3, 64), (64, 3), (256, 256)])
+def test_orthogonal_matrices_are_those_of_the_decomposition(shape):
+    """Q of QR with a positive diagonal is what makes the matrices uniformly distributed."""
+    matrix = orthogonal(KEY, shape, 0.5)
+    np.testing.assert_allclose(matrix, jax.nn.initializers.orthogonal(0.5)(KEY, shape), atol=2e-5)
+    product = matrix.T @ matrix if shape[0] >= shape[1] else matrix @ matrix.T
+    np.testing.assert_allclose(product, 0.25 * np.eye(min(shape)), atol=1e-6)
 
 
 def test_a_network_is_its_layers():

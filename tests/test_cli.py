@@ -38,6 +38,9 @@ def test_a_citation_names_the_paper(capsys):
         ["learn", "tdbc"],
         ["learn", "td3bc", "--quiet"],
         ["learn", "dataset-perspective"],
+        ["learn", "td3bc", "--quiet", "--data", "pendulum-medium", "--source", "iql"],
+        ["learn", "td3bc", "--quiet", "--source", "pgd"],
+        ["learn", "td3bc", "--quiet", "--source", "pgd", "--data", "pendulum-medium", "--env", "pendulum"],
         ["data", "inspect", "pendulum-mediu"],
         ["evaluate", "no-such-run"],
         ["claim", "ppo"],
@@ -82,6 +85,16 @@ def test_from_a_log_to_a_page(tmp_path, capsys):
     assert "fqe" in offline and "model" in offline and "no action probabilities" in " ".join(offline.split())
     main(["report", str(run), "--out", str(tmp_path / "page.html")])
     assert (tmp_path / "page.html").read_text().startswith("<!")
+
+
+def test_a_source_is_named_and_takes_its_options(tmp_path, capsys):
+    run, options = tmp_path / "run", ["length=4", "features=8", "blocks=1", "levels=2", "windows=4", "fit-steps=2"]
+    main([
+        "learn", "td3bc", "--data", "pendulum-medium", "--source", "pgd", *(f"--pgd.{option}" for option in options),
+        "--steps=4", "--hidden=8", "--batch-size=16", "--evaluations=0", "--quiet", "--folder", str(run),
+    ])  # fmt: skip
+    told = json.loads((run / "config.json").read_text())["source"]
+    assert told["kind"] == "PolicyGuidedDiffusion" and told["batch_size"] == 16 and told["length"] == 4
 
 
 def test_a_log_is_made_converted_and_inspected(tmp_path, capsys):

@@ -26,12 +26,13 @@ _HOMES = {
     "Learner": "core.protocols",
     "Policy": "core.protocols",
     "Replay": "train.sources",
-    "Rollouts": "train.sources",
+    "Rollouts": "train.rollouts",
     "Run": "train.run",
     "Source": "core.protocols",
     "Spec": "core.spec",
     "Trajectory": "core.experience",
     "Transition": "core.experience",
+    "WholeEpisodes": "train.episodes",
     "cards": "core.card",
     "evaluate": "measure.evaluate",
     "evaluate_offline": "measure.ope",
@@ -70,12 +71,13 @@ if TYPE_CHECKING:
     from habitus.measure.evaluate import evaluate as evaluate
     from habitus.measure.ope import evaluate_offline as evaluate_offline
     from habitus.report.page import write_report as write_report
+    from habitus.train.episodes import WholeEpisodes as WholeEpisodes
     from habitus.train.logs import record_log as record_log
     from habitus.train.loop import learn as learn
+    from habitus.train.rollouts import Rollouts as Rollouts
     from habitus.train.run import Run as Run
     from habitus.train.setup import entry as entry
     from habitus.train.sources import Replay as Replay
-    from habitus.train.sources import Rollouts as Rollouts
     from habitus.train.standard import load as load
     from habitus.train.standard import make_offline as make_offline
 

@@ -71,11 +71,11 @@ class Sides(eqx.Module):
 
     Attributes:
         own: collected by the explorer.
-        logged: from a log.
+        logged: from a log; windows of it if whole episodes are asked for.
     """
 
     own: Transition
-    logged: Transition
+    logged: Transition | Trajectory
 
     @property
     def union(self) -> Transition:
@@ -100,6 +100,23 @@ class Trajectory(eqx.Module):
     valid: Bool[Array, "*batch time"]
     time: Int[Array, "*batch time"]
     to_go: Float[Array, "*batch time"]
+
+
+class Weighted(eqx.Module):
+    """A batch whose rows were not drawn uniformly.
+
+    A learner answers it with one more metric, `PRIORITY` [batch]: how much it has to learn from each row.
+
+    Attributes:
+        rows: the batch.
+        weight: of each row in a loss, so that its mean is that of uniform draws; 1 at most.
+    """
+
+    rows: Transition | Trajectory
+    weight: Float[Array, "batch"]
+
+
+PRIORITY = "priority"
 
 
 def flatten_time(rollout: Transition) -> Transition:

@@ -131,6 +131,19 @@ class Spec:
         return out
 
     @property
+    def mask(self) -> slice | None:
+        """Where the canonical vector says which discrete actions are allowed: the part of a Dict observation
+        named `action_mask`, 1 for an action that is and 0 for one that is not; None where there is none."""
+        found = self.names.get("action_mask")
+        if found is None or not self.discrete:
+            return None
+        if found.stop - found.start != self.num_actions:
+            raise SpaceMismatch(
+                f"action_mask has {found.stop - found.start} entries, but there are {self.num_actions} actions."
+            )
+        return found
+
+    @property
     def image(self) -> bool:
         """Whether observations are images [height, width, channels]."""
         return _is_image(self.observation_space)

@@ -19,6 +19,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": jax.nn.gelu,
     "elu": jax.nn.elu,
     "silu": jax.nn.silu,
+    "leaky_relu": jax.nn.leaky_relu,
 }
 
 
@@ -61,7 +62,7 @@ class Linear(eqx.Module):
             self.weight = orthogonal(key, (inputs, outputs), gain)
             self.bias = jnp.zeros(outputs)
 
-    def __call__(self, x: Float[Array, "inputs"]) -> Float[Array, "outputs"]:
+    def __call__(self, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows outputs"]:
         return x @ self.weight + self.bias
 
 

@@ -69,6 +69,10 @@ class EpisodeTally(eqx.Module):
 
         return jax.lax.scan(one, self, (reward, done))[0]
 
+    def forget(self) -> EpisodeTally:
+        """The tally without the episodes that are under way, as they are given up."""
+        return eqx.tree_at(lambda t: (t.ret, t.length), self, (jnp.zeros_like(self.ret), jnp.zeros_like(self.length)))
+
     def report(self) -> tuple[EpisodeTally, Metrics]:
         """Mean return and length of the episodes finished since the last report, and each mean cost of a step.
 
@@ -150,6 +154,11 @@ class HostCollector:
         self.finished: list[tuple[float, int]] = []
         self.spent, self.steps = np.zeros(len(env.costs)), 0
         self.success: np.ndarray | None = None  # what the last step said of it, if anything
+
+    def restart(self, seed: int) -> None:
+        """Fresh episodes; those under way are given up."""
+        self.obs, self.carry, self.pending = self.env.reset(seed), self.fresh, None
+        self.returns, self.lengths = np.zeros(self.env.num_envs), np.zeros(self.env.num_envs, int)
 
     def plan(self, explorer: Actor) -> None:
         """Chooses the next actions; waits for the explorer's parameters."""

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key, PRNGKeyArray, PyTree
 
+from habitus.core.experience import PRIORITY
 from habitus.core.protocols import Learner, Policy, Source
 from habitus.core.spec import Spec
 from habitus.core.trees import Metrics, copy, is_shared, take, to_numpy
@@ -91,6 +92,8 @@ def _one_draw(learner: Learner, source: Source, state: LoopState) -> tuple[LoopS
         learner_state, metrics = _many_updates(learner, state.learner, batch, update_key, n)
     else:
         learner_state, metrics = learner.update(state.learner, batch, update_key)
+    if source.prioritised:
+        source_state = source.reprioritise(source_state, metrics.pop(PRIORITY))
     return LoopState(learner_state, source_state, key, state.update + n), metrics
 
 

@@ -159,7 +159,9 @@ class _Frames:
                 self._folder / "data" / f"chunk-{self._file // FILES:03d}" / f"file-{self._file % FILES:03d}.parquet"
             )
             place.parent.mkdir(parents=True, exist_ok=True)
-            self._data = self._pq.ParquetWriter(place, table.schema)
+            # dictionaries of real numbers, each of which occurs once, would only take memory
+            counted = [name for name, column in frames.items() if column.dtype.kind != "f"]
+            self._data = self._pq.ParquetWriter(place, table.schema, use_dictionary=counted)
         self._data.write_table(table)
         self._written += self._size
         self._waiting, self._size = [], 0

@@ -74,6 +74,8 @@ LOOSE = {
     "a2pr": {"alpha": 10.0},
     "uni-o4": {"improve_share": 0.4},
     "cql": {"alpha": 0.5},
+    "hnpg": {"value_learning_rate": 3e-3},
+    "trpo-stepwise": {"value_learning_rate": 3e-3},
 }
 # so that the value of a state is the sum of discounted rewards and nothing else
 PLAIN = {"discount": 0.5, "temperature": 1e-6, "tune_temperature": False}
@@ -82,8 +84,8 @@ PLAIN_OF = {
     "cql-discrete": {"alpha": 0.0},
     "h2o": {"penalty": 0.0},
     "uni-o4": {"clone_share": 0.01, "improve_share": 0.01},
-    "hnpg": {"value_learning_rate": 3e-3, "gae_lambda": 1.0},
-    "trpo-stepwise": {"value_learning_rate": 3e-3, "gae_lambda": 1.0},
+    "hnpg": {"value_learning_rate": 3e-3, "max_kl": 1e-9},
+    "trpo-stepwise": {"value_learning_rate": 3e-3, "max_kl": 1e-9},
     "pcg-imitation": {"num_envs": 8},
 }
 

@@ -39,7 +39,7 @@ from habitus.core.card import cards
 from habitus.core.errors import ConfigError, SpaceMismatch
 from habitus.core.protocols import Learner
 from habitus.core.trees import is_array, trainable
-from habitus.nets.heads import DiscreteCritic, DuelingCritic, Ensemble, Value
+from habitus.nets.heads import Critic, DiscreteCritic, DuelingCritic, Ensemble, Value
 from habitus.nets.losses import pick
 from habitus.train.loop import learn
 
@@ -90,6 +90,9 @@ def value_of(network, batch):
         return jax.vmap(network)(batch.obs)
     if isinstance(network, (DiscreteCritic, DuelingCritic)):
         return pick(jax.vmap(network)(batch.obs), batch.action)
+    if isinstance(network, Critic):  # one for each of two steps, stacked
+        steps = jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[1:]), (batch.obs, batch.action))
+        return eqx.filter_vmap(lambda critic, *rows: jax.vmap(critic)(*rows))(network, *steps).ravel()
     assert isinstance(network, Ensemble), f"say here how the value of a {type(network).__name__} is read"
     return jax.vmap(network)(batch.obs, batch.action).mean(-1)
 

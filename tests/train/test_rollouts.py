@@ -95,7 +95,7 @@ def test_learn_makes_what_a_learner_of_both_needs():
 @pytest.mark.parametrize("world", [Ticks, host], ids=["pure", "host"])
 def test_a_resumed_run_goes_on_with_the_log(world, tmp_path):
     folders = {"folder": tmp_path / "run", "checkpoints": 2, "points": 2}
-    learner = Episodic() if world is host else Hybrid()  # fresh episodes are what a host world resumes with
+    learner = Hybrid()
     whole = learn(learner, env=world(), data=LOG, steps=40, points=2)
     learn(learner, env=world(), data=LOG, steps=20, **folders)
     resumed = learn(learner, env=world(), data=LOG, steps=40, resume=True, **folders)

@@ -18,11 +18,12 @@ from jaxtyping import Array, PRNGKeyArray
 
 from habitus.claims.harness import Claim, Measure, Outcome, above, fact
 from habitus.core.policy import Deployed
-from habitus.core.protocols import Env, Policy
+from habitus.core.protocols import Policy
 from habitus.data.behaviours import PickLock
 from habitus.data.dataset import Dataset
 from habitus.envs.registry import make
-from habitus.envs.worlds.combination_lock import ARMS, SHARPNESS
+from habitus.envs.worlds.combination_lock import ARMS, SHARPNESS, CombinationLock
+from habitus.envs.wrappers import TimeLimit
 from habitus.measure.statistics import paired_difference
 from habitus.methods.offline.bc import BC
 from habitus.methods.offline.hnpg import HNPG
@@ -78,89 +79,92 @@ class Pull(Policy):
 
 
 def run(budget: Budget) -> Outcome:
-    """Every arm on every length of lock; each seed has a combination of its own."""
+    """Every arm on every length of lock."""
     measures: list[Measure] = []
     figures: dict[str, Any] = {}
     for length, rounds in zip(budget.lengths, budget.rounds, strict=True):
-        found = [_one_lock(length, rounds, seed, budget) for seed in budget.seeds]
-        curves = {arm: np.stack([f["curves"][arm] for f in found]) for arm in found[0]["curves"]}
-        finals = {arm: np.array([f["finals"][arm] for f in found]) for arm in found[0]["finals"]}
+        free, bounded = (make("combination-lock", length=length, combination=2, bounded=b) for b in (False, True))
+        logs = _log(free, budget), _log(bounded, budget)
+        acting = _acting(free, bounded, logs, rounds, length, budget)
+        curves = {arm: _curve(done) for arm, done in acting.items()}
+        finals = {arm: _last_tenth(done) for arm, done in acting.items()} | _offline(free, bounded, logs, budget)
         figures[f"H = {length}"] = {
             "curves": {arm: x.tolist() for arm, x in curves.items()},
             "final": {arm: x.tolist() for arm, x in finals.items()},
-            "behaviour": [f["behaviour"] for f in found],
-            "largest KL": [f["largest KL"] for f in found],
+            "behaviour": float(logs[0].returns.mean()),
+            "largest KL": float(acting["HNPG"].history["largest_kl"].max()),
         }
         measures += _conditions(length, curves, finals)
     notes = [
         "HNPG and TRPO sample their actions, also where they are measured; the returns are those of the episodes of "
-        "the last tenth of a run. SAC samples too. The other arms are evaluated on "
-        f"{budget.episodes} episodes.",
+        f"the last tenth of a run. SAC samples too. The other arms are evaluated on {budget.episodes} episodes.",
         "HNPG and TRPO have the authors' networks and settings; SAC and the offline arms have two layers of 64 and "
         "their defaults. SAC makes more updates of its critic than HNPG of each of its own.",
         "SAC and TD3+BC act in [0, 1], as squashed policies need bounds; the best return there is .9996^H.",
-        "The reward is sparse and paid at the end; SAC discounts by .99 as by default, which changes no order of arms.",
+        "All seeds share the lock and the log of each length; which arms are right makes no difference to any arm.",
     ]
     return Outcome(measures, notes, figures)
 
 
-def _one_lock(length: int, rounds: int, seed: int, budget: Budget) -> dict[str, Any]:
-    """All arms of one seed: their curves over the steps, and what they earn at the end."""
-    free, bounded = (make("combination-lock", length=length, combination=seed, bounded=b) for b in (False, True))
-    logs = [_log(world, budget, seed) for world in (free, bounded)]
+def _acting(
+    free: Any, bounded: Any, logs: tuple[Dataset, Dataset], rounds: int, length: int, budget: Budget
+) -> dict[str, Run]:
+    """The arms that act, with the same number of steps each."""
     envs, steps = budget.round_steps // length, rounds * budget.round_steps
     stepwise: dict[str, Any] = {"num_envs": envs, "value_epochs": budget.value_epochs}
-    common: dict[str, Any] = {"seeds": [seed], "points": POINTS}
-    hnpg = learn(HNPG(**stepwise), env=free, data=logs[0], steps=steps, **common)
-    trpo = learn(StepwiseTRPO(**stepwise), env=free, steps=steps, **common)
+    common: dict[str, Any] = {"seeds": budget.seeds, "points": POINTS, "steps": steps}
     options = {"num_envs": budget.num_envs, "warmup": budget.warmup, "capacity": steps,
                "updates_per_step": budget.updates_per_step}  # fmt: skip
-    sac = learn(
-        SAC(hidden=budget.hidden), env=bounded, data=logs[1], mix=0.5, steps=steps, source_options=options, **common
-    )
-    curves = {"HNPG": hnpg, "TRPO": trpo, "SAC with the log": sac}
-    finals = {name: _last_tenth(done) for name, done in curves.items()}
-    cloned = learn(BC(hidden=budget.hidden), _arms(logs[0]), budget.offline_updates, **common)
-    state = cloned.states[0]
-    fitted = learn(TD3BC(hidden=budget.hidden), logs[1], budget.offline_updates, **common)
-    for name, kind in (("sampled", Sampling), ("likeliest", Mode)):
-        clone = Deployed.of(Normalised(kind(state.actor), state.normaliser), cloned.spec)
-        finals[f"clone, {name}"] = _evaluated(Pull(clone), free, budget)
-    greedy = Deployed.of(fitted.learner.policy(fitted.states[0]), fitted.spec)
-    finals["fitted Q on the log"] = _evaluated(greedy, bounded, budget)
+    sac = SAC(hidden=budget.hidden)
     return {
-        "curves": {name: _curve(done) for name, done in curves.items()},
-        "finals": finals,
-        "behaviour": float(logs[0].returns.mean()),
-        "largest KL": float(hnpg.history["largest_kl"].max()),
+        "HNPG": learn(HNPG(**stepwise), env=free, data=logs[0], **common),
+        "TRPO": learn(StepwiseTRPO(**stepwise), env=free, **common),
+        "SAC with the log": learn(sac, env=bounded, data=logs[1], mix=0.5, source_options=options, **common),
     }
 
 
-def _log(world: Any, budget: Budget, seed: int) -> Dataset:
-    assert isinstance(world, Env)
-    return record_log(PickLock.of(world.env), world, budget.log_episodes, seed=seed)  # type: ignore[attr-defined]
+def _offline(free: Any, bounded: Any, logs: tuple[Dataset, Dataset], budget: Budget) -> dict[str, np.ndarray]:
+    """What the arms that only have the log earn, a seed."""
+    common: dict[str, Any] = {"seeds": budget.seeds, "points": 1, "steps": budget.offline_updates}
+    cloned = learn(BC(hidden=budget.hidden), _arms(logs[0]), **common)
+    fitted = learn(TD3BC(hidden=budget.hidden), logs[1], **common)
+
+    def clone(state: Any, kind: Any) -> Policy:
+        return Pull(Deployed.of(Normalised(kind(state.actor), state.normaliser), cloned.spec))
+
+    def earned(policies: list[Policy], world: Any) -> np.ndarray:
+        seen = [run_episodes(policy, world, budget.episodes, EVALUATION_SEED).returns.mean() for policy in policies]
+        return np.array(seen)
+
+    greedy: list[Policy] = list(fitted.policies)
+    return {
+        "clone, sampled": earned([clone(s, Sampling) for s in cloned.states], free),
+        "clone, likeliest": earned([clone(s, Mode) for s in cloned.states], free),
+        "fitted Q on the log": earned(greedy, bounded),
+    }
+
+
+def _log(world: Any, budget: Budget) -> Dataset:
+    assert isinstance(world, TimeLimit) and isinstance(world.env, CombinationLock)
+    return record_log(PickLock.of(world.env), world, budget.log_episodes, seed=1)
 
 
 def _curve(done: Run) -> np.ndarray:
-    """Mean return of the training episodes in each part of a run; the last known one where none ended."""
-    values = done.history["episode/return"][:, 0]
-    known = np.maximum.accumulate(np.where(np.isfinite(values), np.arange(len(values)), 0))
-    return np.nan_to_num(values[known])
+    """Mean return of the training episodes in each part of a run: [seeds, parts]. The last known where none ended."""
+    values = done.history["episode/return"].T
+    known = np.maximum.accumulate(np.where(np.isfinite(values), np.arange(values.shape[1]), 0), 1)
+    return np.nan_to_num(np.take_along_axis(values, known, 1))
 
 
-def _last_tenth(done: Run) -> float:
+def _last_tenth(done: Run) -> np.ndarray:
     steps = done.history["step"]
-    return float(_curve(done)[steps > 0.9 * steps[-1]].mean())
+    return np.asarray(_curve(done)[:, steps > 0.9 * steps[-1]].mean(1))
 
 
 def _arms(log: Dataset) -> Dataset:
     """The log with the arm that each action means, for clones of the behaviour, which is no Gaussian."""
     arms = np.asarray(log.action).argmax(1).astype(np.int32)
     return dataclasses.replace(log, action=arms, action_space=spaces.Discrete(ARMS))
-
-
-def _evaluated(policy: Policy, world: Any, budget: Budget) -> float:
-    return float(run_episodes(policy, world, budget.episodes, EVALUATION_SEED).returns.mean())
 
 
 def _conditions(length: int, curves: dict[str, np.ndarray], finals: dict[str, np.ndarray]) -> list[Measure]:

@@ -61,12 +61,11 @@ class Rows(eqx.Module):
         weight = valid.astype(jnp.float32)
         return cls(steps.obs, steps.action, steps.reward, steps.next_obs, steps.done | last, weight)
 
-    @property
-    def returns(self) -> Float[Array, "steps batch"]:
-        """Undiscounted sums of the rewards from each step on."""
+    def returns(self, discount: float | Array) -> Float[Array, "steps batch"]:
+        """Discounted sums of the rewards from each step on."""
 
         def back(later: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
-            total = now[0] + jnp.where(now[1], 0.0, later)
+            total = now[0] + discount * jnp.where(now[1], 0.0, later)
             return total, total
 
         return jax.lax.scan(back, jnp.zeros_like(self.reward[0]), (self.reward, self.over), reverse=True)[1]
@@ -116,7 +115,7 @@ class StepwiseState(eqx.Module):
 class StepwiseTRPO(Learner):
     """TRPO with networks for each step. Real actions, a world with a horizon.
 
-    Nothing follows the last step of the horizon, and nothing is discounted but by `discount`.
+    Nothing follows the last step of the horizon, however the record of it ends.
     """
 
     max_kl: float = 0.01  # authors' code
@@ -204,7 +203,7 @@ class StepwiseTRPO(Learner):
 
         keys = jax.random.split(key, len(own.weight))
         end = take(state.critic, -1), take(state.actor, -1)  # any: nothing follows the last step
-        xs = (state.critic, state.actor, own, own.returns, logged, keys)
+        xs = (state.critic, state.actor, own, own.returns(self.discount), logged, keys)
         _, (critic, metrics) = jax.lax.scan(fit, end, xs, reverse=True)
         return critic, jax.tree.map(jnp.mean, metrics)
 

@@ -71,7 +71,9 @@ def _vector(space: spaces.Space, value: Any) -> Float[Array, "width"]:
         return _one_hot(jnp.asarray(value) - int(space.start), int(space.n))
     if isinstance(space, spaces.MultiDiscrete):
         flat, sizes = jnp.ravel(jnp.asarray(value) - space.start), space.nvec.ravel()
-        return jnp.concatenate([_one_hot(flat[i], int(n)) for i, n in enumerate(sizes)])
+        # all codes at once: as many small ones, joined, take XLA minutes where there are a hundred integers
+        code = np.concatenate([np.arange(n) for n in sizes])
+        return (flat[np.repeat(np.arange(len(sizes)), sizes)] == code).astype(jnp.float32)
     return jnp.ravel(jnp.asarray(value, jnp.float32))
 
 

@@ -92,7 +92,8 @@ class _Frames:
     def add(self, rows: dict[str, Any], chain: Chain) -> None:
         """Frames of one episode, which `chain` has followed to their end."""
         frames, count = _frames(rows), len(rows["reward"])
-        if chain.steps == count and self._written + self._size >= MEGABYTES * 2**20:
+        filled = self._written + self._size
+        if chain.steps == count and filled and filled >= MEGABYTES * 2**20:
             self._next_file()
         frame = np.arange(chain.steps - count, chain.steps)
         frames |= {

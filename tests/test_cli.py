@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from habitus.cli import _learners, main
+from habitus.cli import _learners, _recipes, main
 from habitus.train.setup import entry
 
 
@@ -37,6 +37,7 @@ def test_a_citation_names_the_paper(capsys):
         ["cite", "prdd"],
         ["learn", "tdbc"],
         ["learn", "td3bc", "--quiet"],
+        ["learn", "debate-reward"],
         ["learn", "dataset-perspective"],
         ["learn", "td3bc", "--quiet", "--data", "pendulum-medium", "--source", "iql"],
         ["learn", "td3bc", "--quiet", "--source", "pgd"],
@@ -62,6 +63,22 @@ def test_the_options_of_every_learner_are_understood(slug, capsys, tmp_path, mon
     with pytest.raises(SystemExit):
         main(["learn", slug, "--env", "no-such-world", "--num-envs", "4", "--seeds", "2", *log])
     assert "no world is called 'no-such-world'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("slug", _recipes())
+def test_the_arguments_of_a_recipe_are_options_and_their_comments_the_help(slug, capsys, tmp_path, monkeypatch):
+    from habitus.train.recipe import arguments
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["learn", slug, "--help"])
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for argument in arguments(entry(slug)):
+        assert f"--{argument.name.replace('_', '-')}" in said
+        assert argument.comment.split(";")[0] in said
+    with pytest.raises(SystemExit):
+        main(["learn", slug, "--data", "no-such-log", "--seeds", "2"])
+    assert "no-such-log" in capsys.readouterr().err
 
 
 def test_from_a_log_to_a_page(tmp_path, capsys):

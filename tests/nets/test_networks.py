@@ -147,3 +147,22 @@ def test_a_head_refuses_actions_that_it_cannot_give(make, spec):
 def test_modules_are_clean_trees(make):
     net = make(dataclasses.replace(CHOICE), (8,), KEY)
     assert all(eqx.is_array(leaf) for leaf in jax.tree.leaves(net))
+
+
+def test_actions_that_the_observation_rules_out_have_no_probability_and_leave_the_entropy_finite():
+    shown = spaces.Dict({"action_mask": spaces.MultiBinary(4), "sight": spaces.Box(-1, 1, (2,))})
+    spec = Spec(shown, spaces.Discrete(4))
+    actor = heads.StochasticActor(spec, (8,), KEY)
+    dist = actor(spec.encode_obs({"action_mask": jnp.array([0, 1, 0, 1]), "sight": jnp.ones(2)}))
+    assert dist.probs[0] == dist.probs[2] == 0 and dist.probs.sum() == pytest.approx(1)
+    draws = jax.vmap(dist.sample)(jax.random.split(KEY, 200))
+    assert set(draws.tolist()) == {1, 3} and int(dist.mode()) in (1, 3)
+    grads = jax.grad(lambda logits: type(dist)(logits).entropy())(dist.logits)
+    assert np.isfinite(dist.entropy()) and np.isfinite(grads).all()
+    assert 0 < float(dist.entropy()) <= np.log(2) + 1e-6
+
+
+def test_a_mask_of_another_size_is_refused():
+    shown = spaces.Dict({"action_mask": spaces.MultiBinary(3), "sight": spaces.Box(-1, 1, (2,))})
+    with pytest.raises(SpaceMismatch, match="3 entries, but there are 4 actions"):
+        heads.StochasticActor(Spec(shown, spaces.Discrete(4)), (8,), KEY)

@@ -66,6 +66,8 @@ TINY = {
     "width": 16,
     "layers": 1,
     "warmup_updates": 20,
+    "latent_size": 4,
+    "candidates": 16,
 }
 # how strongly it is held to the log: weakly here, as the log of those who estimate values is random
 LOOSE = {
@@ -182,7 +184,8 @@ BAD = {
         "batch_size", "epochs", "minibatch_size", "value_epochs", "value_batch_size", "inner_steps", "num_envs",
         "rollout_length", "actor_delay", "target_period", "copy_period", "epsilon_updates", "samples",
         "cg_steps", "backtracks", "value_samples", "neighbours", "max_pairs", "bc_batch_size", "capacity",
-        "policies", "models", "gate_every", "gate_starts", "gate_horizon", "context", "width", "layers", "warmup_updates",
+        "policies", "models", "gate_every", "gate_starts", "gate_horizon", "context", "width", "layers",
+        "warmup_updates", "latent_size", "candidates",
     ),
     (0,),
 )  # fmt: skip

@@ -23,8 +23,8 @@ def observation_space_of(obs: Any, next_obs: Any = None) -> spaces.Space:
         DataError: for real numbers [rows], which may mean one feature or a flattened table.
     """
     if isinstance(obs, dict):
-        after = next_obs if isinstance(next_obs, dict) else {}
-        return spaces.Dict({name: observation_space_of(part, after.get(name)) for name, part in obs.items()})
+        named = next_obs if isinstance(next_obs, dict) else {}
+        return spaces.Dict({name: observation_space_of(part, named.get(name)) for name, part in obs.items()})
     if isinstance(obs, tuple):
         after = next_obs if isinstance(next_obs, tuple) and len(next_obs) == len(obs) else (None,) * len(obs)
         return spaces.Tuple([observation_space_of(*parts) for parts in zip(obs, after, strict=True)])

@@ -16,8 +16,8 @@ from habitus.envs.worlds.cartpole import CartPole
 from habitus.envs.worlds.cartpole_swingup import CartPoleSwingUp
 from habitus.envs.worlds.finite import FiniteMDP, LinearMDP, TabularLock
 from habitus.envs.worlds.four_rooms import GOAL, SIZE, WALLS, FourRooms
-from habitus.envs.worlds.icu5 import FEATURES, ICU5
 from habitus.envs.worlds.frozen_lake import FrozenLake
+from habitus.envs.worlds.icu5 import FEATURES, ICU5
 from habitus.envs.worlds.keydoor import HEADINGS, OPEN, KeyDoor
 from habitus.envs.worlds.mountaincar_continuous import MountainCarContinuous
 from habitus.envs.worlds.pendulum import Pendulum

@@ -116,7 +116,7 @@ def study_bandit(p: float, budget: Budget) -> Found:
         rng = np.random.default_rng(seed)
         action = (rng.random(budget.pulls) < p).astype(int)
         paid = (rng.random(budget.pulls) < np.where(action == 1, 1 - p, p)).astype(int)
-        np.add.at(joint, (0, action, paid), 1 / budget.pulls)
+        np.add.at(joint[0], (action, paid), 1 / budget.pulls)
     arms, promise = policies(joints, budget)
     found = {name: probs[:, 0] @ np.array([p, 1 - p]) for name, probs in arms.items()}
     return found | {"DoC promises": promise[:, 0], "DT promises": np.ones(len(budget.seeds))}

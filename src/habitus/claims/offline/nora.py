@@ -129,17 +129,15 @@ def tuned(arm: Arm, kind: Callable[[Budget, int], World], budget: Budget, given:
 
 def run(budget: Budget) -> Outcome:
     """Both worlds."""
-    one: dict[str, Any] = {"max_return": 1.0}
-    lock = {
-        "NORA, eta 5": tuned(KnownFeatures(**one), locks, budget),
-        "NORA, eta 20": tuned(KnownFeatures(step_size=20.0, **one), locks, budget),
-        "a new critic every episode": tuned(WithoutResets(step_size=20.0, always=True, **one), locks, budget),
-        "without resets": tuned(WithoutResets(step_size=20.0, **one), locks, budget),
-        "critic of the policy": tuned(PolicyTarget(step_size=20.0, **one), locks, budget),
-        "LSVI-UCB": tuned(GreedyActor(**one), locks, budget),
-        "no optimism": tuned(KnownFeatures(step_size=20.0, bonus=0.0, **one), locks, budget),
-        "H-NORA": tuned(KnownFeatures(step_size=20.0, **one), locks, budget, budget.logged),
-        "NOAH": tuned(KnownFeatures(step_size=20.0, bonus=0.0, **one), locks, budget, budget.logged),
+    arms = {
+        "NORA, eta 5": Arm(step_size=5.0),
+        "NORA, eta 20": Arm(step_size=20.0),
+        "without resets, eta 5": Arm(step_size=5.0, keep=1.0),
+        "without resets, eta 20": Arm(step_size=20.0, keep=1.0),
+        "a new critic every episode": Arm(step_size=20.0, keep=1.0, always=1.0),
+        "critic of the policy": Arm(step_size=20.0, own=1.0),
+        "LSVI-UCB": Arm(always=1.0, greedy=1.0),
+        "no optimism": Arm(step_size=20.0, bonus=0.0),
     }
     # the return from a lock is at most 1
     locked = {name: tuned(dataclasses.replace(arm, max_return=1.0), lock, budget) for name, arm in arms.items()}

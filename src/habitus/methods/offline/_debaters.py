@@ -107,6 +107,10 @@ class Debaters(PPO):
             require(getattr(self, name) >= 1, f"{name} must be 1 or more, but is {getattr(self, name)}.")
         require(self.argumentator_updates >= 0, "argumentator_updates must be 0 or more.")
 
+    def rounds(self, generations: int) -> int:
+        """How many updates so many generations are; one who speaks alone has no confuser to wait for."""
+        return generations * (self.argumentator_updates + (self.against != "isolated") * self.confuser_updates)
+
     def init(self, spec: Spec, key: PRNGKeyArray) -> DebatersState:  # type: ignore[override]
         require(
             spec.horizon == self.rollout_length,

@@ -121,7 +121,8 @@ class TabularDoC(Learner):
     def start(self, joint: Joint, levels: Float[Array, "levels"], key: PRNGKeyArray) -> TabularDoCState:
         """The first state from the frequencies of a log, which sum to 1."""
         tables_key, ratio_key = jax.random.split(key)
-        tables, adam = Tables.random(joint.shape, tables_key), optax.adam(self.learning_rate)
+        states, actions, values = joint.shape
+        tables, adam = Tables.random((states, actions, values), tables_key), optax.adam(self.learning_rate)
         ratio = jax.random.truncated_normal(ratio_key, -2, 2, tables.posterior.shape)
         return TabularDoCState(tables, ratio, adam.init(tables), adam.init(ratio), joint, levels)
 

@@ -168,7 +168,7 @@ class DoC(SequenceLearner):
         outs = [MLP(self.width, self.hidden, 2 * self.latent_size, k) for k in keys[5:7]]
         query = MLP(known, self.hidden, self.width, keys[7])
         consequence = MLP(1 + sequences[0].encoder.size, self.hidden, self.width, keys[8])
-        nets = {
+        nets: dict[str, Any] = {
             "decoder": Decoder(sequences[0], head, MLP(known, self.hidden, 1, jax.random.fold_in(key, 1))),
             "prior": LatentNet(sequences[1], outs[0], OBS),
             "posterior": LatentNet(sequences[2], outs[1], ACTION),
@@ -277,7 +277,9 @@ class DoC(SequenceLearner):
     def update(self, state: DoCState, batch: Trajectory, key: PRNGKeyArray) -> tuple[DoCState, Metrics]:
         """One step of each network, all from where they were."""
         batch = eqx.tree_at(lambda b: b.steps, batch, state.normaliser.transition(batch.steps))
-        nets, opts, metrics = [], {}, {}
+        nets: list[Any] = []
+        opts: dict[str, optax.OptState] = {}
+        metrics: Metrics = {}
         for name, (loss,) in self.trains.items():
             net, opts[name], found = descend(
                 self.optimizer, getattr(self, loss), getattr(state, name), state.opts[name], state, batch, key

@@ -18,9 +18,8 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from habitus.core.experience import Transition
 from habitus.core.protocols import Policy, require
 from habitus.core.spec import Spec
-from habitus.core.trees import Metrics, copy, select, trainable
+from habitus.core.trees import Metrics, copy, select
 from habitus.methods.online.ppo import PPO, PPOState
-from habitus.nets.heads import StochasticActor, Value
 from habitus.nets.policies import Mode, Sampling
 
 Opponent = Literal["max-min", "self-play", "isolated"]
@@ -118,16 +117,7 @@ class Debaters(PPO):
         )
         shown = spaces.Dict({name: space for name, space in spec.observation_space.items() if name != "turn"})  # type: ignore[attr-defined]
         spec, keys = Spec(shown, spec.action_space, spec.horizon), jax.random.split(key)
-        return DebatersState(self._player(spec, keys[0]), self._player(spec, keys[1]), jnp.zeros((), jnp.int32))
-
-    def _player(self, spec: Spec, key: PRNGKeyArray) -> PPOState:
-        """Not with orthogonal weights: so many QR decompositions at once can make XLA's threads on a small CPU
-        wait for each other for ever."""
-        actor_key, critic_key = jax.random.split(key)
-        actor = StochasticActor(spec, self.hidden, actor_key, final_gain=None)
-        critic = Value(spec, self.hidden, critic_key, "tanh")
-        opts = (self.optimizer.init(trainable(actor)), self.critic_optimizer.init(trainable(critic)))
-        return PPOState(actor, critic, *opts, moments=None)
+        return DebatersState(super().init(spec, keys[0]), super().init(spec, keys[1]), jnp.zeros((), jnp.int32))
 
     def update(self, state: DebatersState, batch: Transition, key: PRNGKeyArray) -> tuple[DebatersState, Metrics]:  # type: ignore[override]
         won = batch.reward.sum(0).mean()

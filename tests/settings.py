@@ -26,7 +26,6 @@ from habitus.core.spec import Spec
 from habitus.core.trees import take
 from habitus.data.dataset import Dataset
 from habitus.data.source import DatasetSource
-from habitus.train.episodes import WholeEpisodes
 from habitus.train.rollouts import Rollouts
 from habitus.train.sources import Replay
 
@@ -355,10 +354,9 @@ def source(data: str, kind: str, cls: type[Learner], window: int | None) -> Sour
         given = log(kind, expert="value" not in map(ROLES.get, cls.trains), length=4 if window else 1)
         return DatasetSource(given, TINY["batch_size"], window, from_start=cls.from_start)
     world = Identity(kind, cls.constrained)
-    if cls.episodic:
-        return WholeEpisodes(world, TINY["num_envs"])
     if cls.on_policy and cls.from_start:
-        envs = TINY["num_envs"] * TINY["rollout_length"]
+        # who keeps every episode is told their number beforehand
+        envs = TINY["num_envs"] * (1 if cls.takes_log else TINY["rollout_length"])
         rows = DatasetSource(log(kind, expert=False), envs, window=1, from_start=True) if cls.sides else None
         return Rollouts(world, envs, 1, fresh=True, beside=rows)
     if cls.on_policy and cls.sides:

@@ -34,7 +34,6 @@ _HOMES = {
     "Stages": "train.recipe",
     "Trajectory": "core.experience",
     "Transition": "core.experience",
-    "WholeEpisodes": "train.episodes",
     "cards": "core.card",
     "evaluate": "measure.evaluate",
     "evaluate_offline": "measure.ope",
@@ -74,7 +73,6 @@ if TYPE_CHECKING:
     from habitus.measure.evaluate import evaluate as evaluate
     from habitus.measure.ope import evaluate_offline as evaluate_offline
     from habitus.report.page import write_report as write_report
-    from habitus.train.episodes import WholeEpisodes as WholeEpisodes
     from habitus.train.logs import record_log as record_log
     from habitus.train.loop import learn as learn
     from habitus.train.recipe import Stages as Stages

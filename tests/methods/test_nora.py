@@ -12,7 +12,7 @@ import pytest
 from gymnasium import spaces
 
 from habitus.core.errors import ConfigError, DataError, Diverged
-from habitus.core.experience import Transition
+from habitus.core.experience import Trajectory, Transition
 from habitus.core.protocols import Policy
 from habitus.core.spec import Spec
 from habitus.data.dataset import Dataset
@@ -22,7 +22,7 @@ from habitus.envs.worlds.finite import FiniteMDP
 from habitus.envs.wrappers import TimeLimit
 from habitus.methods.offline.nora import NORA
 from habitus.nets.regression import ActionBlocks, Lookup, Ridge
-from habitus.train.episodes import trajectory, whole_episodes
+from habitus.train.collect import whole_episodes
 from habitus.train.loop import learn
 
 KEY = jax.random.key(0)
@@ -50,7 +50,7 @@ def played(episodes=60, bonus=0.3, step_size=2.0):
 
     def one(state, key):
         batch = whole_episodes(WORLD, learner.explorer(state), 1, H, key)
-        state, metrics = learner.update(state, batch, key)
+        state, metrics = learner.improved(state, batch)
         return state, (state, metrics["switched"] > 0)
 
     first = learner.init(spec(episodes), KEY)
@@ -70,7 +70,7 @@ def exact_episodes(n):
     obs, action, next_obs = (np.repeat(x[:, None].astype(np.int32), H, 1) for x in pairs)
     no = np.zeros(obs.shape, bool)
     steps = Transition(obs, action, MODEL.reward[obs, action].astype(np.float32), no, no, next_obs)
-    return trajectory(jax.tree.map(jnp.asarray, steps), jnp.ones(obs.shape, bool)), counts
+    return Trajectory.of_rollout(jax.tree.map(lambda x: jnp.asarray(x).swapaxes(0, 1), steps)), counts
 
 
 def begun(learner, episodes):
@@ -248,7 +248,7 @@ def test_a_world_without_end_or_with_other_rewards_is_refused():
     with pytest.raises(Diverged, match="reward_in_range"):
         learn(NORA(max_reward=0.01), TimeLimit(FiniteMDP(MODEL, H), H), steps=H * 5, points=1)
     learner, _, states, _ = played()
-    one = jax.jit(lambda s: learner.update(s, whole_episodes(WORLD, learner.explorer(s), 1, H, KEY), KEY)[1])
+    one = jax.jit(lambda s: learner.improved(s, whole_episodes(WORLD, learner.explorer(s), 1, H, KEY))[1])
     metrics = one(states[-1])
     assert not np.isfinite(metrics["room"]), "sixty episodes were planned, and sixty are over"
 

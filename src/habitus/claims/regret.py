@@ -19,7 +19,7 @@ from habitus.envs.wrappers import Canonical, TimeLimit
 from habitus.methods.offline.nora import NORA, SoftActor
 from habitus.nets.policies import ByStep, Sampling
 from habitus.nets.regression import Lookup, Regression, Ridge, Table
-from habitus.train.episodes import whole_episodes
+from habitus.train.collect import whole_episodes
 
 GREEDIEST = 1e4  # weight at which a soft policy is the best one
 
@@ -82,9 +82,8 @@ def play(
         state = eqx.combine(arrays, rest)
         probabilities = jax.vmap(lambda actor: jax.vmap(lambda s: actor(s).probs)(everywhere))(learner.actor(state))
         gap = world.best - world.mdp.mean_return(probabilities)
-        act_key, update_key = jax.random.split(key)
-        batch = whole_episodes(env, learner.explorer(state), 1, world.horizon, act_key)
-        state, metrics = learner.update(state, batch, update_key)
+        batch = whole_episodes(env, learner.explorer(state), 1, world.horizon, key)
+        state, metrics = learner.improved(state, batch)
         return eqx.filter(state, eqx.is_array), (gap, metrics["switched"] > 0)
 
     return jax.lax.scan(episode, arrays, jax.random.split(play_key, episodes))[1]

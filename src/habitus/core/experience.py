@@ -101,6 +101,15 @@ class Trajectory(eqx.Module):
     time: Int[Array, "*batch time"]
     to_go: Float[Array, "*batch time"]
 
+    @classmethod
+    def of_rollout(cls, rollout: Transition) -> Trajectory:
+        """The first episodes [env, time] of a roll-out [time, env] that begins where episodes do."""
+        steps = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rollout)
+        valid = jnp.cumsum(steps.done, 1) - steps.done == 0
+        time = jnp.broadcast_to(jnp.arange(valid.shape[1], dtype=jnp.int32), valid.shape)
+        paid = jnp.where(valid, steps.reward, 0.0)
+        return cls(steps, valid, time, jnp.cumsum(paid[:, ::-1], 1)[:, ::-1])
+
 
 class Weighted(eqx.Module):
     """A batch whose rows were not drawn uniformly.

@@ -201,8 +201,6 @@ class Learner(eqx.Module):
         continues: slugs of other learners whose runs this one can go on from (`warm_start`).
         from_start: whether its windows begin where episodes do (see `window`); and for an on-policy learner,
             whether its roll-outs do, [horizon, num_envs] of the world and [episodes, horizon] of a log.
-        episodic: whether it learns from whole episodes of its own, each from its start: a batch is then
-            a `Trajectory` [episodes, horizon]. Implies `on_policy`.
         takes_log: whether an on-policy learner can be given a log besides, as `Spec.dataset`.
     """
 
@@ -211,7 +209,6 @@ class Learner(eqx.Module):
     sides: ClassVar[bool] = False
     constrained: ClassVar[bool] = False
     continues: ClassVar[tuple[str, ...]] = ()
-    episodic: ClassVar[bool] = False
     takes_log: ClassVar[bool] = False
     from_start: ClassVar[bool] = False
 

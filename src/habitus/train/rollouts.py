@@ -136,7 +136,7 @@ class Rollouts(Source):
             key, start_key = jax.random.split(key)
             anew = start(self.env, self.num_envs, explorer, start_key)
             state = Collection(anew.env_state, anew.obs, anew.carry, state.tally.forget())
-        return collect(self.env, state, explorer, key, self.length)
+        return collect(self.env, state, explorer, key, self.length, once=self.fresh)
 
     def draws(self, steps: int) -> int:
         return -(-steps // (self.num_envs * self.length))

@@ -14,7 +14,6 @@ from habitus.data.dataset import Dataset
 from habitus.data.prioritised import Prioritised
 from habitus.data.source import DatasetSource
 from habitus.envs.registry import make, name_of
-from habitus.train.episodes import WholeEpisodes
 from habitus.train.rollouts import Aside, Rollouts
 from habitus.train.sources import Replay
 
@@ -140,8 +139,6 @@ def make_source(
     if learner.on_policy:
         if dataset is not None and not (learner.sides or learner.takes_log):
             raise ConfigError(f"{slug_of(learner)} learns from its own actions; it cannot mix in a log.")
-        if learner.episodic:
-            return WholeEpisodes(world, **({"num_envs": num_envs, "log": dataset} | options)), world
         return _rollouts(learner, world, dataset, {"num_envs": num_envs} | options), world
     _check_window(learner, None, "a replay of env=...")
     defaults = {"batch_size": _batch_size(learner), "prefill": dataset, "mix": 0.5 if mix is None else mix}

@@ -133,7 +133,7 @@ class NORA(Learner):
     num_envs: int = 1  # episodes in one update; paper
 
     on_policy: ClassVar = True
-    episodic: ClassVar = True
+    from_start: ClassVar = True
     takes_log: ClassVar = True
 
     def __check_init__(self) -> None:
@@ -253,23 +253,29 @@ class NORA(Learner):
         """One round of multiplicative weights: `pi(a | s)` times `exp(eta f(s, a))`."""
         return dataclasses.replace(epoch, weight=epoch.weight + self.step_size / self.span(state.horizon))
 
-    def update(self, state: NORAState, batch: Trajectory, key: PRNGKeyArray) -> tuple[NORAState, Metrics]:
-        """Stores the episodes of the current policy; a switch, if evidence has doubled; one round of the actor."""
-        expected = (self.num_envs, state.horizon)
-        require(
-            batch.valid.shape == expected, f"a batch is {batch.valid.shape} episodes by steps, expected {expected}."
-        )
+    def update(self, state: NORAState, batch: Transition, key: PRNGKeyArray) -> tuple[NORAState, Metrics]:
+        """Stores the episodes of the current policy; a switch, if evidence has doubled; one round of the actor.
+
+        Args:
+            batch: a roll-out [horizon, num_envs] from fresh starts.
+        """
+        given, expected = batch.reward.shape, (state.horizon, self.num_envs)
+        require(given == expected, f"a batch is {given} steps by episodes, expected {expected}.")
+        return self.improved(state, Trajectory.of_rollout(batch))
+
+    def improved(self, state: NORAState, episodes: Trajectory) -> tuple[NORAState, Metrics]:
+        """The same, from episodes [num_envs, horizon]."""
         assert state.epoch is not None
-        reward, room = batch.steps.reward, state.room - self.num_envs
+        reward, room = episodes.steps.reward, state.room - self.num_envs
         wrong = (reward < self.min_reward - TOLERANCE) | (reward > self.max_reward + TOLERANCE)
-        held, state = state.epoch, state.add(batch)
+        held, state = state.epoch, state.add(episodes)
         switched = self.due(state, held)
         epoch = self.improve(state, jax.lax.cond(switched, lambda: self.switch(state), lambda: held))
         metrics = {
             "switched": switched.astype(jnp.float32),
-            "value": jax.vmap(take(epoch.critic, 0))(batch.steps.obs[:, 0]).max(-1).mean(),
+            "value": jax.vmap(take(epoch.critic, 0))(episodes.steps.obs[:, 0]).max(-1).mean(),
             # not finite, so that the run stops, where the promises of the fields do not hold
-            "reward_in_range": jnp.where((wrong & batch.valid).any(), jnp.nan, 1.0),
+            "reward_in_range": jnp.where((wrong & episodes.valid).any(), jnp.nan, 1.0),
             "room": jnp.where(room >= 0, room, jnp.nan),
         }
         return dataclasses.replace(state, epoch=epoch), metrics

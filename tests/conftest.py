@@ -15,6 +15,9 @@ install_import_hook("habitus", "typechecker.check")
 found, here = Path(importlib.util.find_spec("habitus").origin), Path(__file__).parents[1]
 assert found.is_relative_to(here), f"these tests are of {here}, but habitus is imported from {found}: install this one."
 
+# most of the time goes into compiling programs that run for a moment
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+
 # compiled programs and standard data sets; outlives a test run, and its workers share it
 os.environ.setdefault("HABITUS_CACHE", str(Path(tempfile.gettempdir()) / f"habitus-tests-{os.getuid()}"))
 

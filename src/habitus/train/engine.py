@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -128,7 +128,8 @@ def _first_state(learner: Learner, spec: Spec, key: PRNGKeyArray, warm: PyTree |
     return learner.adopt(state, warm)
 
 
-@eqx.filter_jit
+# runs once, and its many random numbers take long to optimise
+@partial(eqx.filter_jit, compiler_options={"xla_backend_optimization_level": 1})
 def _init(
     learner: Learner, source: Source, keys: Key[Array, "seeds"], spec: Spec, warm: PyTree | None
 ) -> tuple[PyTree, PyTree]:

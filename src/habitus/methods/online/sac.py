@@ -11,6 +11,7 @@ T. Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
@@ -50,7 +51,7 @@ class SACState(eqx.Module):
 
     actor: TanhGaussianActor
     critic: Ensemble
-    target_critic: Ensemble
+    target_critic: Callable[..., Array]  # an `Ensemble`, unless a subclass looks at it through a guard
     log_temperature: Float[Array, ""]
     actor_opt: optax.OptState
     critic_opt: optax.OptState

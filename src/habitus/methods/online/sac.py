@@ -11,7 +11,6 @@ T. Haarnoja et al., "Soft Actor-Critic Algorithms and Applications", 2018.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
@@ -51,7 +50,7 @@ class SACState(eqx.Module):
 
     actor: TanhGaussianActor
     critic: Ensemble
-    target_critic: Callable[..., Array]  # an `Ensemble`, unless a subclass looks at it through a guard
+    target_critic: Any  # an `Ensemble`, unless a subclass looks at it through a guard
     log_temperature: Float[Array, ""]
     actor_opt: optax.OptState
     critic_opt: optax.OptState

@@ -143,7 +143,9 @@ def _init(
 
 
 # runs once, and the compiler takes long to optimise its many random numbers
-_run_init: Callable[..., Any] = eqx.filter_jit(_init, compiler_options={"xla_backend_optimization_level": 1})
+_run_init: Callable[..., Any] = eqx.filter_jit(  # type: ignore[call-overload]
+    _init, compiler_options={"xla_backend_optimization_level": 1}
+)
 
 
 def _seeds_chunk(fixed: Any, own: PyTree) -> tuple[PyTree, Tally, Metrics]:

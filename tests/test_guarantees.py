@@ -107,6 +107,8 @@ def test_a_truncated_episode_bootstraps_and_a_terminated_one_does_not(setting):
         batch = given.own if setting.cls.sides else given
         batch = two_states(setting.kind, (128,), ends_as) if learner.window else batch
         spec = dataclasses.replace(planned(setting), horizon=2)
+        if setting.cls.from_start and setting.cls.sides:
+            spec = dataclasses.replace(spec, dataset=log(setting.kind, expert=False, length=2))
         state = run_updates(learner, learner.init(spec, jax.random.key(0)), given, 500)
         seen = jax.tree.map(lambda x: x.reshape(128, *x.shape[2:]), batch) if setting.cls.on_policy else batch
         seen = state.normaliser.transition(seen) if hasattr(state, "normaliser") else seen

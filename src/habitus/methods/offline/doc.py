@@ -11,6 +11,7 @@ from What You Cannot", ICLR 2023.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -286,7 +287,7 @@ class DoC(SequenceLearner):
             )
             nets.append(net)
             metrics |= found
-        return eqx.tree_at(lambda s: ([getattr(s, n) for n in self.trains], s.opts), state, (nets, opts)), metrics
+        return dataclasses.replace(state, **dict(zip(self.trains, nets, strict=True)), opts=opts), metrics
 
     def policy(self, state: DoCState) -> Policy:
         policy = BestLatent(state.decoder, state.prior, state.reward_scale, state.blank, self.candidates)

@@ -73,6 +73,9 @@ def run(budget: Budget) -> Outcome:
         "raises the information where it should be lowered; here they play against each other.",
         "On the lake the latent is chosen anew in each cell, so that what it promises at the start (of the behaviour "
         "from the next step on) is exceeded; the theorem is of one latent held, which the bandit has.",
+        "On the firm lake a step against the shore costs nothing, and by chance such a step has the highest mean "
+        "return of some cell in most logs; who always takes it stays for ever. The greedy policy of the log's mean "
+        "returns (figures: greedy) does the same. What is conditioned on success mixes actions, and gets away.",
     ]
     return Outcome(measures, notes, figures)
 
@@ -130,6 +133,7 @@ def study_lake(intended: float, budget: Budget) -> Found:
     behaviour = budget.random_share / best.shape[1] + (1 - budget.random_share) * best
     logs = [_log(lake, behaviour, seed, budget) for seed in budget.seeds]
     arms, promise = policies(np.stack([frequencies(log.spec, LEVELS)[0] for log in logs]), budget)
+    arms["greedy"] = np.stack([greedy(log) for log in logs])
     found = {name: np.array([crossings(model, probs) for probs in each]) for name, each in arms.items()}
     bounds = {"optimum": np.array(crossings(model, best)), "behaviour": np.array(crossings(model, behaviour))}
     return found | bounds | {"DoC promises": promise[:, 0], "DT promises": np.ones(len(logs))}
@@ -139,6 +143,14 @@ def _log(lake: FrozenLake, behaviour: np.ndarray, seed: int, budget: Budget) -> 
     policy = Sampling(Lookup(jnp.log(jnp.asarray(behaviour, jnp.float32))))
     log = record_log(policy, TimeLimit(lake, LIMIT), budget.episodes, seed=seed)
     return log.subset(episodes=log.starts % LIMIT == 0)  # without those that begin late and are cut sooner
+
+
+def greedy(log: Dataset) -> Float[np.ndarray, "states actions"]:
+    """In each state the action after which the log's mean return is the highest."""
+    joint, levels = frequencies(log.spec, LEVELS)
+    counts = joint.sum(2)
+    mean = np.where(counts > 0, joint @ levels / np.maximum(counts, 1e-12), -np.inf)
+    return np.eye(mean.shape[1])[mean.argmax(1)]
 
 
 def crossings(model: Tabular, policy: Float[np.ndarray, "states actions"]) -> float:

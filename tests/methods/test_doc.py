@@ -279,6 +279,6 @@ def test_it_acts_on_the_prior_draw_that_promises_most():
     for above in (1.0, -1.0):
         weight = jnp.zeros((20, 2)).at[at, 1].set(1e6)
         bias = jnp.array([0.0, -1e6 * float(best[0]) + above * 50])
-        layer = eqx.tree_at(lambda x: (x.weight, x.bias), Linear(20, 2, KEY), (weight, bias))
+        layer = eqx.tree_at(lambda x: (x.weight, x.bias), Linear.random(20, 2, KEY), (weight, bias))
         sure = eqx.tree_at(lambda p: p.decoder.head.mlp.layers, policy, (layer,))
         assert int(sure(jnp.ones(3), policy.init(), KEY)[0]) == (above > 0)

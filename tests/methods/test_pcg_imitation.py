@@ -18,6 +18,7 @@ from habitus.methods.offline.bc import BC
 from habitus.methods.offline.pcg_imitation import PCGImitation
 from habitus.methods.online.ppo import PPO
 from habitus.nets.heads import DeterministicActor
+from habitus.train.loop import learn
 from habitus.train.ranking import Ranking, Watch
 
 from .cases import HIDDEN, KEY, box_spec, discrete_spec, same
@@ -102,6 +103,13 @@ def test_a_live_buffer_without_demonstrations_is_rapid_and_begins_with_own_episo
     assert float(found["remembered_return"]) == pytest.approx(1.0)
     nothing, _ = step(learner, rapid, dataclasses.replace(rollout(), terminated=jnp.zeros((8, ENVS), bool)), KEY)
     assert int(nothing.actor_opt[1][0].count) == 2 * 8 * ENVS // 16  # nothing has ended, so nothing is cloned
+
+
+def test_a_buffer_with_room_left_is_no_divergence():
+    learner = PCGImitation(num_envs=2, rollout_length=32, minibatch_size=32, hidden=HIDDEN, bc_batch_size=8)
+    run = learn(learner, env="bit-flip", steps=128, points=1)
+    state = run.states[0]
+    assert 0 < state.memory.ranking.size < learner.capacity and np.isfinite(run.history["cloning_loss"]).all()
 
 
 def test_a_fixed_buffer_stays_and_a_live_one_is_taken_over_by_better_episodes():

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from habitus.core.domains import require
 from habitus.nets.embedding import sinusoidal
-from habitus.nets.mlp import Linear
+from habitus.nets.mlp import Linear, dense
 
 GROUPS = 8
 
@@ -27,7 +27,7 @@ class LevelCode(eqx.Module):
     def __init__(self, features: int, key: PRNGKeyArray):
         a, b = jax.random.split(key)
         self.waves = features // 4
-        self.first, self.second = Linear(self.waves, features, a), Linear(features, features, b)
+        self.first, self.second = Linear.random(self.waves, features, a), Linear.random(features, features, b)
 
     def __call__(self, level: Float[Array, ""]) -> Float[Array, "features"]:
         return jax.nn.silu(self.second(jax.nn.silu(self.first(sinusoidal(level, self.waves)))))
@@ -43,7 +43,7 @@ class Conv(eqx.Module):
     width: int = eqx.field(static=True)
 
     def __init__(self, inputs: int, outputs: int, width: int, key: PRNGKeyArray):
-        self.dense, self.width = Linear(width * inputs, outputs, key), width
+        self.dense, self.width = Linear.random(width * inputs, outputs, key), width
 
     def __call__(self, x: Float[Array, "time inputs"]) -> Float[Array, "time outputs"]:
         before = (self.width - 1) // 2
@@ -89,7 +89,7 @@ class Down(eqx.Module):
 
     def __init__(self, inputs: int, outputs: int, code: int, key: PRNGKeyArray):
         a, b, c = jax.random.split(key, 3)
-        self.level = Linear(code, outputs, a)
+        self.level = Linear.random(code, outputs, a)
         self.first, self.second = Block(inputs, outputs, 3, b), Block(outputs, outputs, 3, c)
 
     def __call__(self, x: Float[Array, "time inputs"], code: Float[Array, "code"]) -> Float[Array, "time outputs"]:
@@ -106,7 +106,7 @@ class Up(eqx.Module):
 
     def __init__(self, inputs: int, outputs: int, code: int, key: PRNGKeyArray):
         a, b, c, d = jax.random.split(key, 4)
-        self.level, self.widen = Linear(code, outputs, a), Block(inputs, outputs, 2, b)
+        self.level, self.widen = Linear.random(code, outputs, a), Block(inputs, outputs, 2, b)
         self.first, self.second = Block(2 * outputs, outputs, 3, c), Block(outputs, outputs, 3, d)
 
     def __call__(
@@ -188,10 +188,10 @@ class ResidualMLP(eqx.Module):
         for n in shape:
             size *= n
         self.shape, self.code = tuple(shape), LevelCode(width, code_key)
-        self.enter, self.out = Linear(size + width + condition, width, enter_key), Linear(width, size, out_key)
-        self.blocks = tuple(
-            (Linear(width, width, keys[2 * i]), Linear(width, width, keys[2 * i + 1])) for i in range(blocks)
-        )
+        self.enter = Linear.random(size + width + condition, width, enter_key)
+        self.out = Linear.random(width, size, out_key)
+        layers = dense([(width, width)] * (2 * blocks), jnp.stack(keys))
+        self.blocks = tuple(zip(layers[::2], layers[1::2], strict=True))
 
     def __call__(self, x: Float[Array, "*shape"], level: Float[Array, ""], *condition: Array) -> Float[Array, "*shape"]:
         h = self.enter(jnp.concatenate([x.ravel(), self.code(level), *condition]))

@@ -7,6 +7,7 @@ The running statistics are no parameters, so they live beside the network and ar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import equinox as eqx
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from habitus.core.protocols import require
-from habitus.nets.mlp import Linear
+from habitus.nets.mlp import Linear, dense
 
 EPS = 1e-5
 MOMENTUM = 0.1  # share of the newest batch in the running statistics; PyTorch's default
@@ -69,7 +70,7 @@ class BatchNormMLP(eqx.Module):
         require(all(width >= 1 for width in hidden), f"widths of hidden layers must be 1 or more, but are {hidden}.")
         sizes = [inputs, *hidden, outputs]
         keys = jax.random.split(key, len(sizes) - 1)
-        self.layers = tuple(Linear(i, o, k) for i, o, k in zip(sizes[:-1], sizes[1:], keys, strict=True))
+        self.layers = dense(list(pairwise(sizes)), keys)
         self.slopes = tuple(jnp.full(width, 0.25) for width in hidden)
         self.norms = tuple(BatchNorm.start(width) for width in hidden)
 

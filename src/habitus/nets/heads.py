@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import equinox as eqx
@@ -15,7 +16,7 @@ from habitus.core.spec import Spec
 from habitus.nets.distributions import Categorical, Distribution, MultiCategorical, Normal, TanhNormal
 from habitus.nets.encoder import Encoder, make_encoder
 from habitus.nets.losses import pick
-from habitus.nets.mlp import MLP, Linear
+from habitus.nets.mlp import MLP, Linear, dense
 
 Net = TypeVar("Net")
 NEVER = -1e9  # logit of an action that is not allowed: probability 0, and still finite in an entropy
@@ -252,7 +253,8 @@ class DuelingCritic(eqx.Module):
         sizes = [self.encoder.size, *hidden]
         keys = jax.random.split(t_key, len(hidden) + 1)
         self.trunk = tuple(
-            (Linear(i, o, k), eqx.nn.LayerNorm(o)) for i, o, k in zip(sizes[:-1], sizes[1:], keys[1:], strict=True)
+            (layer, eqx.nn.LayerNorm(o))
+            for layer, o in zip(dense(list(pairwise(sizes)), keys[1:]), hidden, strict=True)
         )
         half = max(sizes[-1] // 2, 1)
         self.value = MLP(sizes[-1], (half,), 1, v_key, "leaky_relu")

@@ -14,7 +14,7 @@ from habitus.core.experience import Trajectory
 from habitus.core.spec import Spec
 from habitus.nets.distributions import Categorical, Distribution, MultiCategorical
 from habitus.nets.encoder import ActionEncoder, Encoder, make_encoder
-from habitus.nets.mlp import MLP, Linear
+from habitus.nets.mlp import MLP, Linear, dense
 from habitus.nets.transformer import Transformer
 
 NUMBER, OBS, ACTION = 0, 1, 2  # the tokens of a step, in order
@@ -77,7 +77,7 @@ class SequenceEncoder(eqx.Module):
         e_key, c_key, t_key, *keys = jax.random.split(key, 6)
         self.encoder, self.actions = make_encoder(spec, e_key), ActionEncoder.of(spec)
         sizes = 1, self.encoder.size, self.actions.size
-        self.embed = tuple(Linear(n, width, k) for n, k in zip(sizes, keys, strict=True))  # type: ignore[assignment]
+        self.embed = dense([(n, width) for n in sizes], jnp.stack(keys))  # type: ignore[assignment]
         self.clock = 0.02 * jax.random.normal(c_key, (longest, width))
         self.norm, self.trunk = eqx.nn.LayerNorm(width), Transformer(width, layers, heads, t_key)
 

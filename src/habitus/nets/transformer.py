@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from habitus.core.domains import require
-from habitus.nets.mlp import ACTIVATIONS, Linear
+from habitus.nets.mlp import ACTIVATIONS, Linear, dense
 
 
 def dropout(x: Float[Array, "*shape"], rate: float | Array, key: PRNGKeyArray | None) -> Float[Array, "*shape"]:
@@ -30,8 +30,8 @@ class Attention(eqx.Module):
     heads: int = eqx.field(static=True)
 
     def __init__(self, width: int, heads: int, key: PRNGKeyArray):
-        joint_key, out_key = jax.random.split(key)
-        self.joint, self.out, self.heads = Linear(width, 3 * width, joint_key), Linear(width, width, out_key), heads
+        self.joint, self.out = dense([(width, 3 * width), (width, width)], jax.random.split(key))
+        self.heads = heads
 
     def __call__(self, x: Float[Array, "time width"], sees: Bool[Array, "time time"]) -> Float[Array, "time width"]:
         """Args:
@@ -54,9 +54,9 @@ class Block(eqx.Module):
     activation: str = eqx.field(static=True)
 
     def __init__(self, width: int, heads: int, activation: str, key: PRNGKeyArray):
-        a_key, up_key, down_key = jax.random.split(key, 3)
-        self.attention = Attention(width, heads, a_key)
-        self.up, self.down = Linear(width, 4 * width, up_key), Linear(4 * width, width, down_key)
+        keys = jax.random.split(key, 3)
+        self.attention = Attention(width, heads, keys[0])
+        self.up, self.down = dense([(width, 4 * width), (4 * width, width)], keys[1:])
         self.norms, self.activation = (eqx.nn.LayerNorm(width), eqx.nn.LayerNorm(width)), activation
 
     def __call__(

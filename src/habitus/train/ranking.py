@@ -106,7 +106,7 @@ class Ranking(eqx.Module):
         if self.per_level:
             known = known & best_of_level(both, known)
         score = weights[0] * both.ret + weights[1] * both.local + weights[2] * rare
-        score = jnp.where(known, score, -jnp.inf)
+        score = jnp.where(known, score, jnp.finfo(score.dtype).min)  # finite, as all that a run checks and keeps
         best = jnp.argsort(-score, stable=True)[:capacity]
         size = jnp.minimum(known.sum(dtype=jnp.int32), capacity)
         return dataclasses.replace(self, rows=take(both, best), score=score[best], size=size, counts=counts)

@@ -12,7 +12,7 @@ A. Sukovic and G. Radanovic, "Reward Design for Justifiable Sequential Decision-
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import cast
 
 import equinox as eqx
 import jax
@@ -26,7 +26,7 @@ from habitus.data.dataset import Dataset
 from habitus.data.prioritised import Prioritised
 from habitus.data.source import DatasetSource
 from habitus.envs.worlds.debate import Debate, DebateState, Scorer, check_evidence, margin
-from habitus.methods.offline._debaters import Debaters
+from habitus.methods.offline._debaters import Debaters, Opponent
 from habitus.methods.offline._judge import BradleyTerry, Judge
 from habitus.methods.offline.dueling_dqn import DuelingDQN
 from habitus.train.recipe import Stages
@@ -44,8 +44,6 @@ CARD = Card(
     actions=("discrete",),
     paper=True,
 )
-
-Speakers = Literal["max-min", "self-play", "isolated", "everything"]
 
 
 @dataclasses.dataclass
@@ -151,7 +149,7 @@ def debate_reward(
     stages: Stages = Stages(),
     weight: float = 0.5,  # lambda, of the debate's reward against the log's own; paper: 0.25 to 1
     evidence: int = 6,  # features revealed in a debate, of both sides together; paper
-    speakers: Speakers = "max-min",  # how those who argue are trained; "everything" shows the judge the whole state
+    speakers: str = "max-min",  # or self-play, isolated; "everything" shows the judge the whole state
     bonus: float = 5.0,  # paid for a won debate; authors' code
     judge_updates: int = 3_000,
     judge_hidden: tuple[int, ...] = (256, 256),  # authors' code
@@ -194,7 +192,8 @@ def debate_reward(
     voices: list[Policy | None] = [None] * len(stages.seeds)
     if speakers != "everything":
         debaters = Debaters(
-            against=speakers, confuser_updates=confuser_updates, argumentator_updates=argumentator_updates,
+            against=cast(Opponent, speakers), confuser_updates=confuser_updates,
+            argumentator_updates=argumentator_updates,
             num_envs=games, rollout_length=evidence, hidden=debate_hidden,
         )  # fmt: skip
         voices = train_speakers(game, debaters, generations, stages)

@@ -19,7 +19,7 @@ def power_decay(step: Int[Array, ""], power: float = 0.75, highest: float = 0.99
     return jnp.minimum(1 - (1.0 + step) ** -power, highest)
 
 
-def ramped_decay(step: Int[Array, ""], highest: float = 0.995) -> Float[Array, ""]:
+def ramped_decay(step: Int[Array, ""], highest: float | Array = 0.995) -> Float[Array, ""]:
     """`(1 + n) / (10 + n)`, at most `highest`: the decay of BESO (Reuss et al. 2023)."""
     return jnp.minimum((1.0 + step) / (10.0 + step), highest)
 

@@ -16,6 +16,7 @@ from habitus.core.domains import require
 from habitus.core.errors import Diverged
 from habitus.core.trees import batch_size as rows_of
 from habitus.core.trees import copy, descend, not_finite, polyak, take, trainable
+from habitus.generative.ema import ramped_decay
 
 M = TypeVar("M")
 Loss = Callable[[Any, Any, PRNGKeyArray], Array]
@@ -41,7 +42,8 @@ def train(
     Args:
         examples: a tree of arrays with a leading axis of examples.
         warmup: share of the steps over which the learning rate rises from a tenth; then it falls to 0 as a cosine.
-        decay, average_every: of the moving average, and how many steps apart it is taken.
+        decay, average_every: of the moving average, and how many steps apart it is taken; at first it follows faster
+            (`ema.ramped_decay`), so that a short training does not keep the first parameters.
         progress: told the steps done and the mean loss since it was last told, twenty times.
 
     Returns:
@@ -99,7 +101,7 @@ def _steps(
         pick_key, loss_key = jax.random.split(jax.random.fold_in(key, i))
         batch = take(examples, jax.random.randint(pick_key, (size,), 0, rows_of(examples)))
         model, opt, found = descend(adam, mean_loss, model, opt, batch, loss_key)
-        tau = jnp.where((i + 1) % every == 0, 1 - decay, 0.0)
+        tau = jnp.where((i + 1) % every == 0, 1 - ramped_decay(i // every, decay), 0.0)
         after = model, polyak(average, model, tau), opt
         return eqx.filter(after, eqx.is_array), carry[1] + found["loss"]
 

@@ -49,6 +49,12 @@ def test_orthogonal_matrices_are_those_of_the_decomposition(shape):
     np.testing.assert_allclose(product, 0.25 * np.eye(min(shape)), atol=1e-6)
 
 
+def test_networks_side_by_side_are_made_without_lapack():
+    """Its calls under `vmap` can fill XLA's threads while each waits for another."""
+    program = jax.jit(jax.vmap(lambda key: MLP(8, (32, 32), 2, key, final_gain=0.01).layers[0].weight))
+    assert "lapack" not in program.lower(jax.random.split(KEY, 4)).as_text().lower()
+
+
 def test_a_network_is_its_layers():
     mlp = MLP(3, (5, 4), 2, KEY, "tanh")
     x = jnp.array([0.1, -2.0, 0.7])

@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def orthogonal(key: PRNGKeyArray, shape: tuple[int, int], gain: float = 1.0) -> Float[Array, "inputs outputs"]:
+def orthogonal(key: PRNGKeyArray, shape: tuple[int, int], gain: float) -> Float[Array, "inputs outputs"]:
     """A random matrix of orthonormal rows or columns, whichever are fewer, times `gain`: uniformly
     distributed (Saxe et al., 2014), and equal to `jax.nn.initializers.orthogonal` up to rounding.
 

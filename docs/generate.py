@@ -5,15 +5,19 @@ make docs
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 from typing import Any
 
 from habitus.claims.comparison import NAME, page
 from habitus.core.card import Card, cards
+from habitus.measure import standard_sets
+from habitus.train.recipe import comments
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
+BEGIN, END = "<!-- standard sets: made from results/ by make docs -->", "<!-- end of standard sets -->"
 
 
 def result(slug: str) -> dict[str, Any] | None:
@@ -86,8 +90,6 @@ result is seen. This page is made from `results/` by `make docs`.
 
 def method_page(card: Card) -> str:
     """`docs/methods/<slug>.md`: what the file says of itself, its hyperparameters, its claim, its citation."""
-    import ast
-
     source = ROOT / "src" / "habitus" / card.file
     text = source.read_text()
     about = (ast.get_docstring(ast.parse(text)) or "").strip()
@@ -121,9 +123,10 @@ def method_page(card: Card) -> str:
 
 def hyperparameters(text: str, name: str) -> str:
     """The annotated fields of a class and the comments beside them, as a table; then those that it inherits."""
-    import ast
-
     tree, lines = ast.parse(text), text.splitlines()
+    recipe = next((n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == name), None)
+    if recipe is not None:
+        return arguments_table(recipe, comments(text, name))
     cls = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name), None)
     if cls is None:
         return ""
@@ -132,6 +135,8 @@ def hyperparameters(text: str, name: str) -> str:
         if not isinstance(field.target, ast.Name) or ast.unparse(field.annotation).startswith("ClassVar"):
             continue
         assert field.value is not None
+        if ast.unparse(field.value) == "eqx.field(static=True)":
+            continue
         own, above = lines[field.end_lineno - 1], lines[field.lineno - 2].strip()  # type: ignore[operator]
         comment = own.split("  # ", 1)[1] if "  # " in own else (above[2:] if above.startswith("# ") else "")
         value = ast.unparse(field.value)
@@ -148,6 +153,17 @@ def hyperparameters(text: str, name: str) -> str:
             file = ROOT / "src" / Path(*home.split(".")).with_suffix(".py")
             parts.append(hyperparameters(file.read_text(), base))
     return "\n\n".join(filter(None, parts))
+
+
+def arguments_table(recipe: ast.FunctionDef, said: dict[str, str]) -> str:
+    """The keyword arguments of a recipe and the comments beside them, as a table."""
+    given = zip(recipe.args.kwonlyargs, recipe.args.kw_defaults, strict=True)
+    rows = [
+        f"| `{arg.arg}` | `{ast.unparse(default)}` | {said[arg.arg].replace('|', chr(92) + '|')} |"
+        for arg, default in given
+        if default is not None and arg.arg != "stages"
+    ]
+    return f"`{recipe.name}`\n\n| argument | default | |\n|---|---|---|\n" + "\n".join(rows) if rows else ""
 
 
 def index_page() -> str:
@@ -169,6 +185,10 @@ def main() -> None:
     (HERE / "methods.md").write_text(index_page())
     if compared := result(NAME):
         (HERE / "offline.md").write_text(page(compared))
+    if found := result(standard_sets.NAME):
+        path = HERE / "guide" / "data.md"
+        before, after = path.read_text().split(BEGIN)[0], path.read_text().split(END)[1]
+        path.write_text(f"{before}{BEGIN}\n\n{standard_sets.table(found)}\n\n{END}{after}")
     for card in cards().values():
         (HERE / "methods" / f"{card.slug}.md").write_text(method_page(card))
 

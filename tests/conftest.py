@@ -1,5 +1,6 @@
 """Every test sees habitus with its annotations checked, and shares what is slow to make again."""
 
+import importlib.util
 import os
 import sys
 import tempfile
@@ -11,6 +12,11 @@ from jaxtyping import install_import_hook
 # before anything imports habitus: modules that are imported already would stay unchecked
 assert not any(name.partition(".")[0] == "habitus" for name in sys.modules), "habitus was imported before its hook."
 install_import_hook("habitus", "typechecker.check")
+found, here = Path(importlib.util.find_spec("habitus").origin), Path(__file__).parents[1]
+assert found.is_relative_to(here), f"these tests are of {here}, but habitus is imported from {found}: install this one."
+
+# most of the time goes into compiling programs that run for a moment
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 # compiled programs and standard data sets; outlives a test run, and its workers share it
 os.environ.setdefault("HABITUS_CACHE", str(Path(tempfile.gettempdir()) / f"habitus-tests-{os.getuid()}"))

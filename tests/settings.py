@@ -20,13 +20,14 @@ from gymnasium import spaces
 
 from habitus.core.card import Card, cards
 from habitus.core.errors import SpaceMismatch
-from habitus.core.experience import Step, Trajectory, Transition
+from habitus.core.experience import Sides, Step, Trajectory, Transition
 from habitus.core.protocols import Env, Learner, Policy, Source
 from habitus.core.spec import Spec
 from habitus.core.trees import take
 from habitus.data.dataset import Dataset
 from habitus.data.source import DatasetSource
-from habitus.train.sources import Replay, Rollouts
+from habitus.train.rollouts import Rollouts
+from habitus.train.sources import Replay
 
 # hyperparameters that make any learner small and quick, where it has them
 TINY = {
@@ -53,8 +54,19 @@ TINY = {
     "epochs": 4,
     "minibatch_size": 64,
     "inner_steps": 4,
+    "bc_updates": 2,
+    "bc_batch_size": 32,
+    "capacity": 256,
     "value_epochs": 2,
+    "value_samples": 4,
     "value_batch_size": 64,
+    "min_reward": -1.0,
+    "context": 2,
+    "width": 16,
+    "layers": 1,
+    "warmup_updates": 20,
+    "latent_size": 4,
+    "candidates": 16,
 }
 # how strongly it is held to the log: weakly here, as the log of those who estimate values is random
 LOOSE = {
@@ -63,6 +75,8 @@ LOOSE = {
     "a2pr": {"alpha": 10.0},
     "uni-o4": {"improve_share": 0.4},
     "cql": {"alpha": 0.5},
+    "hnpg": {"value_learning_rate": 3e-3},
+    "trpo-stepwise": {"value_learning_rate": 3e-3},
 }
 # so that the value of a state is the sum of discounted rewards and nothing else
 PLAIN = {"discount": 0.5, "temperature": 1e-6, "tune_temperature": False}
@@ -71,6 +85,9 @@ PLAIN_OF = {
     "cql-discrete": {"alpha": 0.0},
     "h2o": {"penalty": 0.0},
     "uni-o4": {"clone_share": 0.01, "improve_share": 0.01},
+    "hnpg": {"value_learning_rate": 3e-3, "max_kl": 1e-9},
+    "trpo-stepwise": {"value_learning_rate": 3e-3, "max_kl": 1e-9},
+    "pcg-imitation": {"num_envs": 8},
 }
 
 # what each network that a learner may train is for
@@ -80,10 +97,15 @@ ROLES = {
     "log_temperature": "weight",
     "critic": "value",
     "value": "value",
+    "cost_critic": "value",
     "vae": "generator",
     "balance": "weight",
     "discriminators": "model",
     "dynamics": "model",
+    "decoder": "policy",
+    "prior": "generator",
+    "posterior": "generator",
+    "ratio": "model",
 }
 
 # values that a numeric hyperparameter of this name must refuse
@@ -97,6 +119,19 @@ BAD = {
     "improve_share": (0.0, 1.0),
     "diversity": (-0.1,),
     "penalty": (-0.1,),
+    "offline_weight": (-0.1,),
+    "limit": (-0.1,),
+    "max_kl": (0.0,),
+    "damping": (-0.1,),
+    "outside": (0.0, 1.0),
+    "bandwidth": (0.0,),
+    "cg_steps": (0,),
+    "backtracks": (0,),
+    "max_rows": (0,),
+    "bc_updates": (-1,),
+    "return_weight": (-0.1,),
+    "local_weight": (-0.1,),
+    "global_weight": (-0.1,),
     "gap_noise": (-0.1,),
     "input_noise": (-0.1,),
     "min_weight": (-0.1,),
@@ -122,23 +157,38 @@ BAD = {
     "value_clip": (0.0,),
     "entropy": (-0.1,),
     "max_grad_norm": (0.0,),
+    "weight_decay": (-0.1,),
+    "mi_weight": (-0.1,),
+    "dropout": (-0.1, 1.0),
+    "heads": (0, 3, 7),
     "step_size": (0.0,),
     "tsallis_q": (0.0, 2.5),
     "kl_weight": (-0.1,),
     "regularisation": (-0.1,),
     "logit_penalty": (-0.1,),
     "threshold": (-0.1, 1.1),
+    "n_step": (0,),
+    "value_bound": (0.0,),
+    "bound_weight": (-0.1,),
+    "priority_alpha": (-0.1,),
+    "priority_beta": (-0.1, 1.1),
     "epsilon_start": (-0.1, 1.1),
     "epsilon_end": (-0.1, 1.1),
+    "bonus": (-0.1,),
+    "min_reward": (1.0, float("-inf")),
+    "max_reward": (0.0, float("inf")),
+    "max_return": (0.0,),
 } | dict.fromkeys(
     (
         "batch_size", "epochs", "minibatch_size", "value_epochs", "value_batch_size", "inner_steps", "num_envs",
         "rollout_length", "actor_delay", "target_period", "copy_period", "epsilon_updates", "samples",
-        "neighbours", "max_pairs", "policies", "models", "gate_every", "gate_starts", "gate_horizon",
+        "cg_steps", "backtracks", "value_samples", "neighbours", "max_pairs", "bc_batch_size", "capacity",
+        "policies", "models", "gate_every", "gate_starts", "gate_horizon", "context", "width", "layers",
+        "warmup_updates", "latent_size", "candidates",
     ),
     (0,),
 )  # fmt: skip
-ANY = {"target_entropy"}  # numeric hyperparameters of which every finite value makes sense
+ANY = {"target_entropy", "first_log_std", "target"}  # numeric hyperparameters of which every finite value makes sense
 
 SPACES = {"continuous": spaces.Box(-2, 2, (1,)), "discrete": spaces.Discrete(2, start=3)}
 
@@ -147,6 +197,11 @@ class Identity(Env):
     """Shows one of two codes and ends; the best action repeats the code. Its return is then 0, less otherwise."""
 
     kind: str = eqx.field(static=True)
+    costly: bool = eqx.field(static=True, default=False)  # whether it reports a cost, of 0
+
+    @property
+    def costs(self) -> tuple[str, ...]:
+        return ("nothing",) if self.costly else ()
 
     @property
     def observation_space(self) -> spaces.Space:
@@ -165,8 +220,9 @@ class Identity(Env):
         return code, jax.nn.one_hot(code, 2)
 
     def step(self, state, action, key):
+        info = {"cost": jnp.zeros(1)} if self.costly else {}
         return state, Step(
-            jax.nn.one_hot(state, 2), reward(self.kind, state, action), jnp.array(True), jnp.array(False)
+            jax.nn.one_hot(state, 2), reward(self.kind, state, action), jnp.array(True), jnp.array(False), info
         )
 
 
@@ -263,8 +319,11 @@ def settings() -> list[Setting]:
 
 
 @cache
-def log(kind: str, expert: bool) -> Dataset:
-    """Decisions in `Identity`: of nearly the best actions, or of uniformly random ones."""
+def log(kind: str, expert: bool, length: int = 1) -> Dataset:
+    """Decisions in `Identity`: of nearly the best actions, or of uniformly random ones.
+
+    With `length` above 1, episodes are of that many codes in turn.
+    """
     rng, rows = np.random.default_rng(0), 512
     code = rng.integers(0, 2, rows)
     if kind == "discrete":
@@ -276,10 +335,10 @@ def log(kind: str, expert: bool) -> Dataset:
     obs = np.eye(2, dtype=np.float32)[code]
     return Dataset.from_arrays(
         obs=obs,
-        next_obs=obs,
+        next_obs=np.where((np.arange(1, rows + 1) % length == 0)[:, None], obs, np.roll(obs, -1, 0)),
         action=action,
         reward=np.asarray(jax.vmap(lambda c, a: reward(kind, c, a))(code, jnp.asarray(action))),
-        terminated=np.ones(rows, bool),
+        terminated=np.arange(1, rows + 1) % length == 0,
         truncated=np.zeros(rows, bool),
         observation_space=Identity(kind).observation_space,
         action_space=SPACES[kind],
@@ -291,9 +350,18 @@ def source(data: str, kind: str, cls: type[Learner], window: int | None) -> Sour
     """A log, or the world itself."""
     if data == "log":
         # who estimates no values can only be as good as the log
-        given = log(kind, expert="value" not in map(ROLES.get, cls.trains))
+        # the windows of one-step episodes are mostly padding
+        given = log(kind, expert="value" not in map(ROLES.get, cls.trains), length=4 if window else 1)
         return DatasetSource(given, TINY["batch_size"], window, from_start=cls.from_start)
-    world = Identity(kind)
+    world = Identity(kind, cls.constrained)
+    if cls.on_policy and cls.from_start:
+        # who keeps every episode is told their number beforehand
+        envs = TINY["num_envs"] * (1 if cls.takes_log else TINY["rollout_length"])
+        rows = DatasetSource(log(kind, expert=False), envs, window=1, from_start=True) if cls.sides else None
+        return Rollouts(world, envs, 1, fresh=True, beside=rows)
+    if cls.on_policy and cls.sides:
+        rows = DatasetSource(log(kind, expert=False), TINY["batch_size"])
+        return Rollouts(world, TINY["num_envs"], TINY["rollout_length"], beside=rows)
     if cls.on_policy:
         return Rollouts(world, TINY["num_envs"], TINY["rollout_length"])
     if cls.sides:
@@ -314,16 +382,33 @@ def mean_reward(policy: Policy, kind: str):
     return jax.vmap(one)(codes, keys).mean()
 
 
-def two_states(kind: str, on_policy: bool, ends_as: str) -> Transition:
+def given_two_states(
+    cls: type[Learner], kind: str, window: int | None, ends_as: str
+) -> Transition | Trajectory | Sides:
+    """The batch that a learner of this class gets of `two_states`."""
+    if window:
+        return in_windows(two_states(kind, (128,), ends_as), window)
+    if cls.on_policy and cls.from_start:
+        own = two_states(kind, (2, 64), ends_as)
+        steps = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), own)
+        time = jnp.broadcast_to(jnp.arange(2), (64, 2))
+        logged = Trajectory(steps, jnp.ones((64, 2), bool), time, 2.0 - time)
+        return Sides(own, logged) if cls.sides else own
+    own = two_states(kind, (16, 8) if cls.on_policy else (128,), ends_as, cls.constrained)
+    return Sides(own, two_states(kind, (128,), ends_as)) if cls.sides else own
+
+
+def two_states(kind: str, shape: tuple[int, ...], ends_as: str, costly: bool = False) -> Transition:
     """A world that goes from one state to another, pays 1 for every step, and is cut after two.
 
     Args:
+        shape: [rows], or [time, env].
         ends_as: 'truncated' or 'terminated'.
+        costly: whether every step costs 1 as well.
 
     Returns:
-        transitions [128], or [time, env] if `on_policy`, in canonical form.
+        transitions in canonical form.
     """
-    shape = (16, 8) if on_policy else (128,)
     time = jnp.broadcast_to(jnp.arange(shape[0]).reshape(-1, *(1,) * (len(shape) - 1)), shape)
     second, key = time % 2 == 1, jax.random.key(0)
     if kind == "discrete":
@@ -338,6 +423,7 @@ def two_states(kind: str, on_policy: bool, ends_as: str) -> Transition:
         terminated=second & (ends_as == "terminated"),
         truncated=second & (ends_as == "truncated"),
         next_obs=jax.nn.one_hot(1 - state, 2),
+        cost=jnp.ones((*shape, 1)) if costly else None,
     )
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from habitus.cli import _learners, main
+from habitus.cli import _learners, _recipes, main
 from habitus.train.setup import entry
 
 
@@ -37,7 +37,11 @@ def test_a_citation_names_the_paper(capsys):
         ["cite", "prdd"],
         ["learn", "tdbc"],
         ["learn", "td3bc", "--quiet"],
+        ["learn", "debate-reward"],
         ["learn", "dataset-perspective"],
+        ["learn", "td3bc", "--quiet", "--data", "pendulum-medium", "--source", "iql"],
+        ["learn", "td3bc", "--quiet", "--source", "pgd"],
+        ["learn", "td3bc", "--quiet", "--source", "pgd", "--data", "pendulum-medium", "--env", "pendulum"],
         ["data", "inspect", "pendulum-mediu"],
         ["evaluate", "no-such-run"],
         ["claim", "ppo"],
@@ -61,6 +65,22 @@ def test_the_options_of_every_learner_are_understood(slug, capsys, tmp_path, mon
     assert "no world is called 'no-such-world'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("slug", _recipes())
+def test_the_arguments_of_a_recipe_are_options_and_their_comments_the_help(slug, capsys, tmp_path, monkeypatch):
+    from habitus.train.recipe import arguments
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["learn", slug, "--help"])
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for argument in arguments(entry(slug)):
+        assert f"--{argument.name.replace('_', '-')}" in said
+        assert argument.comment.split(";")[0] in said
+    with pytest.raises(SystemExit):
+        main(["learn", slug, "--data", "no-such-log", "--seeds", "2"])
+    assert "no-such-log" in capsys.readouterr().err
+
+
 def test_from_a_log_to_a_page(tmp_path, capsys):
     run = tmp_path / "run"
     settings = [
@@ -82,6 +102,16 @@ def test_from_a_log_to_a_page(tmp_path, capsys):
     assert "fqe" in offline and "model" in offline and "no action probabilities" in " ".join(offline.split())
     main(["report", str(run), "--out", str(tmp_path / "page.html")])
     assert (tmp_path / "page.html").read_text().startswith("<!")
+
+
+def test_a_source_is_named_and_takes_its_options(tmp_path, capsys):
+    run, options = tmp_path / "run", ["length=4", "features=8", "blocks=1", "levels=2", "windows=4", "fit-steps=2"]
+    main([
+        "learn", "td3bc", "--data", "pendulum-medium", "--source", "pgd", *(f"--pgd.{option}" for option in options),
+        "--steps=4", "--hidden=8", "--batch-size=16", "--evaluations=0", "--quiet", "--folder", str(run),
+    ])  # fmt: skip
+    told = json.loads((run / "config.json").read_text())["source"]
+    assert told["kind"] == "PolicyGuidedDiffusion" and told["batch_size"] == 16 and told["length"] == 4
 
 
 def test_a_log_is_made_converted_and_inspected(tmp_path, capsys):

@@ -25,11 +25,13 @@ _HOMES = {
     "HostEnv": "core.protocols",
     "Learner": "core.protocols",
     "Policy": "core.protocols",
+    "Prioritised": "data.prioritised",
     "Replay": "train.sources",
-    "Rollouts": "train.sources",
+    "Rollouts": "train.rollouts",
     "Run": "train.run",
     "Source": "core.protocols",
     "Spec": "core.spec",
+    "Stages": "train.recipe",
     "Trajectory": "core.experience",
     "Transition": "core.experience",
     "cards": "core.card",
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from habitus.data.dataset import Dataset as Dataset
     from habitus.data.inspect import inspect as inspect
     from habitus.data.io import save as save
+    from habitus.data.prioritised import Prioritised as Prioritised
     from habitus.data.scores import normalised_score as normalised_score
     from habitus.data.source import DatasetSource as DatasetSource
     from habitus.envs.registry import make as make
@@ -72,10 +75,11 @@ if TYPE_CHECKING:
     from habitus.report.page import write_report as write_report
     from habitus.train.logs import record_log as record_log
     from habitus.train.loop import learn as learn
+    from habitus.train.recipe import Stages as Stages
+    from habitus.train.rollouts import Rollouts as Rollouts
     from habitus.train.run import Run as Run
     from habitus.train.setup import entry as entry
     from habitus.train.sources import Replay as Replay
-    from habitus.train.sources import Rollouts as Rollouts
     from habitus.train.standard import load as load
     from habitus.train.standard import make_offline as make_offline
 

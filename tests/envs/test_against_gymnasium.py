@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gymnasium
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
+from habitus.core.errors import ConfigError
 from habitus.envs.registry import make
+from habitus.envs.worlds.frozen_lake import FrozenLake
 
 STEPS = 1000
 # Ours, Gymnasium's, and a box of states wider than what random actions visit.
@@ -71,3 +74,39 @@ def test_first_observations_have_the_same_distribution(name):
     other = np.array([theirs.reset(seed=seed)[0] for seed in range(1500)])
     for mine, their in zip(np.transpose(ours), other.T, strict=True):
         assert ks_2samp(mine, their).pvalue > 1e-3
+
+
+LARGE = tuple(row.decode() for row in np.array(gymnasium.make("FrozenLake8x8-v1").unwrapped.desc).view("S8").ravel())
+
+
+@pytest.mark.parametrize("lake", [FrozenLake().lake, LARGE], ids=["4x4", "8x8"])
+@pytest.mark.parametrize("slippery", [True, False])
+def test_the_frozen_lake_has_their_probabilities_and_rewards(lake, slippery):
+    theirs = gymnasium.make("FrozenLake-v1", desc=list(lake), is_slippery=slippery).unwrapped
+    model = FrozenLake(lake, 1 / 3 if slippery else 1.0).model()
+    transition, reward = np.zeros_like(model.transition), np.zeros_like(model.reward)
+    for state, actions in theirs.P.items():
+        for action, outcomes in actions.items():
+            for chance, after, paid, _ in outcomes:
+                transition[state, action, after] += chance
+                reward[state, action] += chance * paid
+    np.testing.assert_allclose(model.transition, transition, atol=1e-12)
+    np.testing.assert_allclose(model.reward, reward, atol=1e-12)
+    np.testing.assert_array_equal(model.start, theirs.initial_state_distrib)
+
+
+def test_steps_on_the_lake_follow_its_model():
+    world = FrozenLake(intended=0.6)
+    model, keys = world.model(), jax.random.split(jax.random.key(0), 4000)
+    walk = jax.jit(jax.vmap(lambda key, state, action: world.step(state, action, key), (0, None, None)))
+    for state, action in ((0, 1), (6, 2), (14, 2), (5, 0), (15, 3)):
+        after, step = walk(keys, jnp.asarray(state), jnp.asarray(action))
+        seen = np.bincount(after, minlength=16) / len(keys)
+        np.testing.assert_allclose(seen, model.transition[state, action], atol=0.03)
+        assert float(step.reward.mean()) == pytest.approx(model.reward[state, action], abs=0.03)
+        np.testing.assert_array_equal(step.terminated, model.terminal[np.asarray(after)])
+    for bad in (("SFF", "FG"), ("FFG",), ("SXG",), ()):
+        with pytest.raises(ConfigError, match="rectangle"):
+            FrozenLake(bad)
+    with pytest.raises(ConfigError, match="probability"):
+        FrozenLake(intended=1.5)

@@ -32,7 +32,7 @@ def test_built_in_worlds_have_their_limit_and_parameters():
         ("CartPol-v1", "did you mean CartPole-v1"),
         ("CartPole-v77", "CartPole-v1"),
         ("Hoper-v5", "Hopper-v5"),
-        ("nonsense", "known: .*pointmaze"),
+        ("qqq", "known: .*pointmaze"),
         ("gymnax:CartPole", "did you mean .*CartPole-v1"),
         ("!!!", "known: .*pointmaze"),
     ],

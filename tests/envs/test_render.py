@@ -26,8 +26,10 @@ def test_a_picture_shows_the_state(name):
     pictures = []
     for seed in range(2):
         state, _ = world.reset(jax.random.key(seed))
-        for tick in range(6):
-            state, _ = world.step(state, jnp.asarray(world.action_space.sample()), jax.random.key(tick))
+        actions = world.action_space
+        actions.seed(seed)
+        for tick in range(5 + seed):
+            state, _ = world.step(state, jnp.asarray(actions.sample()), jax.random.key(tick))
         pictures.append(render(world, state))
         np.testing.assert_array_equal(pictures[-1], render(canonical(world), state))
     for picture in pictures:

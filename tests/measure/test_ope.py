@@ -98,6 +98,20 @@ def test_for_the_logged_policy_itself_importance_sampling_is_the_mean_return(kno
     assert found.effective == pytest.approx(2_000)
 
 
+def test_weights_stay_within_their_bounds(known):
+    log, target, behaviour, _ = known
+    episodes = Episodes.of(log, DISCOUNT).weighted(log, distribution_of(target), behaviour)
+    returns = (episodes.reward * episodes.powers).sum(1)
+    weight = np.clip(np.exp(episodes.log_ratio.sum(1)), 0.5, 2.0)
+    found = weighted_importance_sampling(episodes, bounds=(0.5, 2.0))
+    assert found.value.estimate == pytest.approx(weight @ returns / weight.sum(), rel=1e-9)
+    assert found.effective == pytest.approx(weight.sum() ** 2 / (weight**2).sum(), rel=1e-9)
+    free = weighted_importance_sampling(episodes)
+    assert free.effective < found.effective and free.value.estimate != found.value.estimate
+    with pytest.raises(ConfigError, match="in order"):
+        weighted_importance_sampling(episodes, bounds=(2.0, 0.5))
+
+
 def test_padding_has_no_effect(known):
     log, target, behaviour, _ = known
     episodes = Episodes.of(log, DISCOUNT).weighted(log, distribution_of(target), behaviour)

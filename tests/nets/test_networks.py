@@ -15,7 +15,7 @@ from habitus.core.errors import ConfigError, SpaceMismatch
 from habitus.core.spec import Spec
 from habitus.nets import heads
 from habitus.nets.encoder import ConvEncoder, OneHotEncoder, VectorEncoder, make_encoder
-from habitus.nets.mlp import ACTIVATIONS, MLP, Linear, orthogonal
+from habitus.nets.mlp import ACTIVATIONS, MLP, Linear, draws, orthogonal
 
 KEY = jax.random.key(0)
 REAL = Spec(spaces.Box(-1, 1, (3,)), spaces.Box(-2, 2, (2,)))
@@ -26,7 +26,7 @@ UNBOUNDED = Spec(spaces.Box(-1, 1, (3,)), spaces.Box(-np.inf, np.inf, (2,)))
 
 @pytest.mark.parametrize("inputs", [4, 100])
 def test_the_default_initialisation_is_uniform_within_one_over_the_root(inputs):
-    layer = Linear(inputs, 1000, KEY)
+    layer = Linear.random(inputs, 1000, KEY)
     bound = inputs**-0.5
     for part in (layer.weight, layer.bias):
         assert np.abs(part).max() <= bound
@@ -40,13 +40,21 @@ def test_the_orthogonal_initialisation():
         np.testing.assert_allclose(np.linalg.svd(layer.weight)[1], gain, rtol=1e-4)
 
 
-@pytest.mark.parametrize("shape", [(5, 1), (3, 64), (64, 3), (256, 256)])
-def test_orthogonal_matrices_are_those_of_the_decomposition(shape):
+def test_orthogonal_matrices_are_those_of_the_decomposition():
     """Q of QR with a positive diagonal is what makes the matrices uniformly distributed."""
-    matrix = orthogonal(KEY, shape, 0.5)
-    np.testing.assert_allclose(matrix, jax.nn.initializers.orthogonal(0.5)(KEY, shape), atol=2e-5)
-    product = matrix.T @ matrix if shape[0] >= shape[1] else matrix @ matrix.T
-    np.testing.assert_allclose(product, 0.25 * np.eye(min(shape)), atol=1e-6)
+    shapes = [(5, 1), (3, 64), (64, 3), (256, 256)]
+    keys = jax.random.split(KEY, len(shapes))
+    for matrix, key, shape in zip(orthogonal(keys, shapes, [0.5] * 4), keys, shapes, strict=True):
+        np.testing.assert_allclose(matrix, jax.nn.initializers.orthogonal(0.5)(key, shape), atol=2e-5)
+        product = matrix.T @ matrix if shape[0] >= shape[1] else matrix @ matrix.T
+        np.testing.assert_allclose(product, 0.25 * np.eye(min(shape)), atol=1e-6)
+
+
+def test_arrays_that_are_drawn_at_once_are_those_drawn_one_by_one():
+    shapes = [(3, 5), (7,), (1, 1)]
+    keys = jax.random.split(KEY, len(shapes))
+    for array, key, shape in zip(draws(jax.random.normal, keys, shapes), keys, shapes, strict=True):
+        np.testing.assert_array_equal(array, jax.random.normal(key, shape))
 
 
 def test_networks_side_by_side_are_made_without_lapack():
@@ -153,3 +161,22 @@ def test_a_head_refuses_actions_that_it_cannot_give(make, spec):
 def test_modules_are_clean_trees(make):
     net = make(dataclasses.replace(CHOICE), (8,), KEY)
     assert all(eqx.is_array(leaf) for leaf in jax.tree.leaves(net))
+
+
+def test_actions_that_the_observation_rules_out_have_no_probability_and_leave_the_entropy_finite():
+    shown = spaces.Dict({"action_mask": spaces.MultiBinary(4), "sight": spaces.Box(-1, 1, (2,))})
+    spec = Spec(shown, spaces.Discrete(4))
+    actor = heads.StochasticActor(spec, (8,), KEY)
+    dist = actor(spec.encode_obs({"action_mask": jnp.array([0, 1, 0, 1]), "sight": jnp.ones(2)}))
+    assert dist.probs[0] == dist.probs[2] == 0 and dist.probs.sum() == pytest.approx(1)
+    draws = jax.vmap(dist.sample)(jax.random.split(KEY, 200))
+    assert set(draws.tolist()) == {1, 3} and int(dist.mode()) in (1, 3)
+    grads = jax.grad(lambda logits: type(dist)(logits).entropy())(dist.logits)
+    assert np.isfinite(dist.entropy()) and np.isfinite(grads).all()
+    assert 0 < float(dist.entropy()) <= np.log(2) + 1e-6
+
+
+def test_a_mask_of_another_size_is_refused():
+    shown = spaces.Dict({"action_mask": spaces.MultiBinary(3), "sight": spaces.Box(-1, 1, (2,))})
+    with pytest.raises(SpaceMismatch, match="3 entries, but there are 4 actions"):
+        heads.StochasticActor(Spec(shown, spaces.Discrete(4)), (8,), KEY)

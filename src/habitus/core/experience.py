@@ -71,11 +71,11 @@ class Sides(eqx.Module):
 
     Attributes:
         own: collected by the explorer.
-        logged: from a log.
+        logged: from a log; windows of it if whole episodes are asked for.
     """
 
     own: Transition
-    logged: Transition
+    logged: Transition | Trajectory
 
     @property
     def union(self) -> Transition:
@@ -100,6 +100,32 @@ class Trajectory(eqx.Module):
     valid: Bool[Array, "*batch time"]
     time: Int[Array, "*batch time"]
     to_go: Float[Array, "*batch time"]
+
+    @classmethod
+    def of_rollout(cls, rollout: Transition) -> Trajectory:
+        """The first episodes [env, time] of a roll-out [time, env] that begins where episodes do."""
+        steps = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rollout)
+        valid = jnp.cumsum(steps.done, 1) - steps.done == 0
+        time = jnp.broadcast_to(jnp.arange(valid.shape[1], dtype=jnp.int32), valid.shape)
+        paid = jnp.where(valid, steps.reward, 0.0)
+        return cls(steps, valid, time, jnp.cumsum(paid[:, ::-1], 1)[:, ::-1])
+
+
+class Weighted(eqx.Module):
+    """A batch whose rows were not drawn uniformly.
+
+    A learner answers it with one more metric, `PRIORITY` [batch]: how much it has to learn from each row.
+
+    Attributes:
+        rows: the batch.
+        weight: of each row in a loss, so that its mean is that of uniform draws; 1 at most.
+    """
+
+    rows: Transition | Trajectory
+    weight: Float[Array, "batch"]
+
+
+PRIORITY = "priority"
 
 
 def flatten_time(rollout: Transition) -> Transition:

@@ -159,6 +159,15 @@ class Source(eqx.Module):
         """How many batches one draw holds."""
         return 1
 
+    @property
+    def prioritised(self) -> bool:
+        """Whether batches are `Weighted`, and what a learner makes of each row changes how often it is drawn."""
+        return False
+
+    def reprioritise(self, state: PyTree, priority: Float[Array, "batch"]) -> PyTree:
+        """The state after a learner said how much it has to learn from each row of the last batch."""
+        return state
+
     def draws(self, steps: int) -> int:
         """How many draws `steps` amount to: environment steps for a source that acts, else updates."""
         return steps
@@ -188,14 +197,19 @@ class Learner(eqx.Module):
         trains: for each network in the state, the losses whose gradient reaches it. A loss is a
             method `(network, state, batch, key) -> (loss, metrics)` of that name.
         sides: whether it learns from a world and a log at once, told apart (`Sides`).
+        constrained: whether it keeps costs below a limit, so that its transitions must come with costs.
         continues: slugs of other learners whose runs this one can go on from (`warm_start`).
-        from_start: whether its windows begin where episodes do (see `window`).
+        from_start: whether its windows begin where episodes do (see `window`); and for an on-policy learner,
+            whether its roll-outs do, [horizon, num_envs] of the world and [episodes, horizon] of a log.
+        takes_log: whether an on-policy learner can be given a log besides, as `Spec.dataset`.
     """
 
     on_policy: ClassVar[bool] = False
     trains: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     sides: ClassVar[bool] = False
+    constrained: ClassVar[bool] = False
     continues: ClassVar[tuple[str, ...]] = ()
+    takes_log: ClassVar[bool] = False
     from_start: ClassVar[bool] = False
 
     @property
@@ -229,6 +243,13 @@ class Learner(eqx.Module):
             earlier: the last state of a run of this learner, or of one of those that it `continues`.
         """
         return earlier
+
+    def world(self, log: Any) -> Env | None:
+        """The world that it builds from a log (a `Dataset`), for a learner that acts in one; None where it does not.
+
+        `learn` asks for it where the learner acts and is given a log and no world.
+        """
+        return None
 
     def explorer(self, state: PyTree) -> Policy:
         """What collects; the policy unless the method says otherwise."""

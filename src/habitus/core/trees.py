@@ -137,6 +137,38 @@ def when(condition: Bool[Array, ""], act: Callable[..., tuple[T, Metrics]], stat
     return eqx.combine(arrays, static), found
 
 
+def seldom(condition: Bool[Array, ""], act: Callable[..., T], state: T, *args: Any) -> T:
+    """`act(state, *args)` if `condition`, else the state: for what is dear, and due for all seeds at once or for none.
+
+    Under `vmap` the act is skipped unless it is due for some; `lax.cond` would then run it for all, always.
+    `act` must get everything from its arguments and close over no array.
+    """
+    arrays, static = eqx.partition((state, args), eqx.is_array)
+
+    def run(arrays: PyTree) -> PyTree:
+        now, more = eqx.combine(arrays, static)
+        return eqx.filter(act(now, *more), eqx.is_array)
+
+    @jax.custom_batching.custom_vmap
+    def branch(condition: Array, arrays: PyTree) -> PyTree:
+        return jax.lax.cond(condition, run, lambda arrays: arrays[0], arrays)
+
+    @branch.def_vmap
+    def _(size: int, batched: Any, condition: Array, arrays: PyTree) -> tuple[PyTree, Any]:
+        due = condition if batched[0] else jnp.broadcast_to(condition, (size,))
+        axes = jax.tree.map(lambda b: 0 if b else None, batched[1])
+        before = jax.tree.map(lambda x, b: x if b else jnp.broadcast_to(x, (size, *x.shape)), arrays[0], batched[1][0])
+
+        def for_some(arrays: PyTree) -> PyTree:
+            after = jax.vmap(run, in_axes=(axes,), axis_size=size)(arrays)
+            return jax.vmap(select)(due, after, before)
+
+        out = jax.lax.cond(due.any(), for_some, lambda _: before, arrays)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return eqx.combine(branch(condition, arrays), eqx.filter(state, eqx.is_array, inverse=True))
+
+
 def shuffled(key: PRNGKeyArray, n: int) -> Int[Array, "n"]:
     """The numbers below n in random order.
 

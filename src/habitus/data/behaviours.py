@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from habitus.core.protocols import Policy
+from habitus.envs.worlds.combination_lock import ARMS, CombinationLock
 from habitus.envs.worlds.pointmaze import PointMaze
 
 
@@ -110,3 +111,32 @@ class Spoilt(Policy):
         uniform = jax.random.uniform(uniform_key, action.shape, minval=self.low, maxval=self.high)
         ignored = jax.random.bernoulli(choice_key, self.random_share)
         return jnp.clip(jnp.where(ignored, uniform, action), self.low, self.high), carry
+
+
+class PickLock(Policy):
+    """Pulls the right arm of a `CombinationLock`, and with probability `1 / length` a random one instead.
+
+    It reads latent and step off the observation: the inverse of a Hadamard matrix is its transpose over
+    its size, and the noise is a tenth of what separates the codes.
+    """
+
+    rotation: Float[Array, "size size"]
+    right_arms: Int[Array, "steps 2"]
+    random_share: float | Float[Array, ""]
+    """probability of uniform numbers in place of the right arm's code"""
+
+    @classmethod
+    def of(cls, lock: CombinationLock) -> PickLock:
+        """The behaviour of the paper for a lock."""
+        return cls(jnp.asarray(lock.rotation), jnp.asarray(lock.right_arms, jnp.int32), 1.0 / lock.length)
+
+    def __call__(
+        self, obs: Float[Array, "size"], carry: tuple[()], key: PRNGKeyArray
+    ) -> tuple[Float[Array, "arms"], tuple[()]]:
+        code = self.rotation.T @ obs / obs.shape[0]
+        latent, time = jnp.argmax(code[:3]), jnp.argmax(code[3 : 3 + len(self.right_arms)])
+        arm = self.right_arms[time, jnp.minimum(latent, 1)]
+        random_key, choice_key = jax.random.split(key)
+        right = (jnp.arange(ARMS) == arm).astype(jnp.float32)
+        random = jax.random.uniform(random_key, (ARMS,))
+        return jnp.where(jax.random.bernoulli(choice_key, self.random_share), random, right), carry

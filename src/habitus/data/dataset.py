@@ -108,7 +108,7 @@ class Dataset:
         if cost is not None:
             columns["cost"] = infer.costs(cost)
         bounds = np.zeros(1, np.int64) if starts is None else np.asarray(starts)
-        observation_space = observation_space or infer.observation_space_of(obs)
+        observation_space = observation_space or infer.observation_space_of(obs, next_obs)
         action_space = action_space or infer.action_space_of(action)
         raise_errors(structure(columns | {"starts": bounds}, observation_space, action_space), "the data set")
 

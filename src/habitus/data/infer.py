@@ -12,23 +12,26 @@ from jaxtyping import Bool, Int
 from habitus.core.errors import DataError
 
 
-def observation_space_of(obs: Any) -> spaces.Space:
+def observation_space_of(obs: Any, next_obs: Any = None) -> spaces.Space:
     """The space of logged observations [rows, ...].
 
     A dict or tuple of columns is a Dict or Tuple space. Integers [rows] are states of a
-    Discrete space that ends at the greatest one seen; bytes [rows, height, width, channels] are
+    Discrete space that ends at the greatest one seen, also as a successor; bytes [rows, height, width, channels] are
     images; anything else is an unbounded Box.
 
     Raises:
         DataError: for real numbers [rows], which may mean one feature or a flattened table.
     """
     if isinstance(obs, dict):
-        return spaces.Dict({name: observation_space_of(part) for name, part in obs.items()})
+        named = next_obs if isinstance(next_obs, dict) else {}
+        return spaces.Dict({name: observation_space_of(part, named.get(name)) for name, part in obs.items()})
     if isinstance(obs, tuple):
-        return spaces.Tuple([observation_space_of(part) for part in obs])
+        after = next_obs if isinstance(next_obs, tuple) and len(next_obs) == len(obs) else (None,) * len(obs)
+        return spaces.Tuple([observation_space_of(*parts) for parts in zip(obs, after, strict=True)])
     _require_numbers(obs, "obs")
     if obs.ndim == 1 and obs.dtype.kind in "iu":
-        return _discrete(obs, "obs")
+        also = next_obs if getattr(next_obs, "ndim", 0) == 1 and next_obs.dtype.kind in "iu" else obs[:0]
+        return _discrete(np.concatenate([obs, also]), "obs")
     if obs.ndim == 1:
         raise DataError(f"obs has shape {obs.shape}, expected [rows, features]: for one feature pass obs[:, None].")
     if obs.ndim == 4 and obs.dtype == np.uint8:

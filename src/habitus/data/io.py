@@ -13,8 +13,8 @@ from habitus.data.formats import d4rl, lerobot, minari, npz, rlds
 from habitus.data.maker import make_offline, split_name
 from habitus.data.stream import Stream
 
-_MODULES: dict[str, Any] = {"npz": npz, "d4rl": d4rl, "minari": minari, "lerobot": lerobot, "rlds": rlds}
-FORMATS = tuple(_MODULES)
+MODULES: dict[str, Any] = {"npz": npz, "d4rl": d4rl, "minari": minari, "lerobot": lerobot, "rlds": rlds}
+FORMATS = tuple(MODULES)
 _SUFFIXES = {".npz": "npz", ".hdf5": "d4rl", ".h5": "d4rl"}
 _MAGIC = {b"PK\x03\x04": "npz", b"\x89HDF": "d4rl"}
 
@@ -54,7 +54,7 @@ def load(
     if mmap:
         do = f"convert it first: habitus data convert {path} {path.name}.npz"
         raise ConfigError(f"only npz can be memory-mapped, and {path} is {format}; {do}")
-    made: Dataset = _MODULES[format].read(path, limit=limit, validate=validate)
+    made: Dataset = MODULES[format].read(path, limit=limit, validate=validate)
     return made
 
 
@@ -71,7 +71,7 @@ def save(dataset: Dataset, path: str | Path, *, format: str | None = None) -> Pa
     if format == "npz":
         npz.write(dataset, path)
     else:
-        _MODULES[format].write(Stream.of(dataset), path)
+        MODULES[format].write(Stream.of(dataset), path)
     return path
 
 
@@ -101,12 +101,12 @@ def convert(
     format = format or format_of(out)
     if format not in FORMATS:
         raise ConfigError(f"format is {format!r}, expected one of {', '.join(FORMATS)}.")
-    log = _MODULES[detect(path)].stream(path)
+    log = MODULES[detect(path)].stream(path)
     log = log.checked() if validate else log
     if report is not None:
         total = log.rows
         log = log.watched(lambda rows: report(rows, total))
-    _MODULES[format].write(log, out)
+    MODULES[format].write(log, out)
     return out
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from habitus.core.errors import ConfigError
 from habitus.core.experience import Trajectory, Transition
-from habitus.core.protocols import Policy, Source
+from habitus.core.protocols import Explorer, Source
 from habitus.core.spec import Spec
 from habitus.core.trees import take
 from habitus.data.dataset import Dataset
@@ -93,29 +93,47 @@ class DatasetSource(Source):
         return self.columns is not None
 
     @property
+    def rows(self) -> int:
+        """Length of the log."""
+        return len(self.dataset)
+
+    @property
     def spec(self) -> Spec:
         """The contract of the log, which takes part in it."""
         return self.dataset.spec
 
-    def init(self, explorer: Policy | None, key: PRNGKeyArray) -> tuple[()]:
+    def init(self, explorer: Explorer, key: PRNGKeyArray) -> tuple[()]:
         """Nothing to remember."""
         del explorer, key
         return ()
 
     def draw(
-        self, state: tuple[()], explorer: Policy | None, key: PRNGKeyArray
+        self, state: tuple[()], explorer: Explorer, key: PRNGKeyArray
     ) -> tuple[tuple[()], Transition | Trajectory]:
         """A batch; `explorer` does not take part."""
         del explorer
         if self.columns is None:
             return state, self._read(key)
-        rows = self._rows(key)
+        return state, self.at(self._rows(key))
+
+    def at(self, rows: Int[Array, "batch"]) -> Transition | Trajectory:
+        """The batch of these rows, or of the windows that begin with them; of a log that is on the device."""
+        assert self.columns is not None
         if self.window is None or self.bounds is None:
-            return state, take(self.columns, rows)
+            return take(self.columns, rows)
         wanted, last = rows[:, None] + jnp.arange(self.window), self.bounds.last[rows][:, None]
         found = jnp.minimum(wanted, last)
         time, to_go = take((self.bounds.time, self.bounds.to_go), found)
-        return state, Trajectory(take(self.columns, found), wanted <= last, time, to_go)
+        return Trajectory(take(self.columns, found), wanted <= last, time, to_go)
+
+    def rewarded(self, reward: Any) -> DatasetSource:
+        """The same log with other rewards [rows], for which programs need not be compiled again."""
+        reward = jnp.asarray(reward, jnp.float32)
+        changed = eqx.tree_at(lambda source: source.columns.reward, self, reward)
+        if self.bounds is None:
+            return changed
+        paid = jnp.cumsum(reward)
+        return eqx.tree_at(lambda source: source.bounds.to_go, changed, paid[self.bounds.last] - paid + reward)
 
     @property
     def _choices(self) -> int:

@@ -114,12 +114,12 @@ class Stream:
                     like = _described(piece)
                 elif _described(piece) != like:
                     raise DataError(f"its columns change: {_described(piece)} after {like}; make them alike.")
-                _extend(seen, piece, [n for n in ("obs", "action") if self._space(n) is None])
+                _extend(seen, piece, [n for n in ("obs", "next_obs", "action") if self._space(n) is None])
                 yield piece
             if not like:
                 raise DataError("it holds no row that has a successor; a log needs one.")
             if "obs" in seen:
-                self.observation_space = infer.observation_space_of(seen["obs"])
+                self.observation_space = infer.observation_space_of(seen["obs"], seen["next_obs"])
             if "action" in seen:
                 self.action_space = infer.action_space_of(seen["action"])
 
@@ -127,7 +127,7 @@ class Stream:
         return self.action_space if name == "action" else self.observation_space
 
     def _check_first(self, piece: Piece) -> None:
-        known = self.observation_space or infer.observation_space_of(piece.columns["obs"])
+        known = self.observation_space or infer.observation_space_of(piece.columns["obs"], piece.columns["next_obs"])
         acted = self.action_space or infer.action_space_of(piece.columns["action"])
         raise_errors(structure(piece.columns | {"starts": np.zeros(1, np.int64)}, known, acted), "the data set")
 

@@ -19,13 +19,16 @@ from habitus.envs.worlds.acrobot import Acrobot
 from habitus.envs.worlds.bit_flip import BitFlip
 from habitus.envs.worlds.cartpole import CartPole
 from habitus.envs.worlds.cartpole_swingup import CartPoleSwingUp
+from habitus.envs.worlds.combination_lock import CombinationLock
+from habitus.envs.worlds.finite import LinearMDP, TabularLock
 from habitus.envs.worlds.four_rooms import FourRooms
+from habitus.envs.worlds.frozen_lake import FrozenLake
 from habitus.envs.worlds.icu5 import ICU5
 from habitus.envs.worlds.keydoor import KeyDoor
 from habitus.envs.worlds.mountaincar_continuous import MountainCarContinuous
 from habitus.envs.worlds.pendulum import Pendulum
 from habitus.envs.worlds.pointmaze import PointMaze
-from habitus.envs.wrappers import Canonical, TimeLimit
+from habitus.envs.wrappers import Canonical, Levels, TimeLimit
 
 # Name, class, and the time limit: steps, or the field of the world that holds them.
 BUILT_IN: dict[str, tuple[type[Env], int | str]] = {
@@ -37,8 +40,12 @@ BUILT_IN: dict[str, tuple[type[Env], int | str]] = {
     "pointmaze": (PointMaze, 200),
     "four-rooms": (FourRooms, "limit"),
     "bit-flip": (BitFlip, "bits"),
+    "frozen-lake": (FrozenLake, 100),
     "keydoor": (KeyDoor, "limit"),
     "icu5": (ICU5, 20),
+    "combination-lock": (CombinationLock, "length"),
+    "tabular-lock": (TabularLock, "limit"),
+    "linear-mdp": (LinearMDP, "limit"),
 }
 
 World = str | Env | HostEnv | gymnasium.Env | Callable[[], gymnasium.Env]
@@ -57,7 +64,8 @@ def make(world: World, num_envs: int = 1, **kwargs: Any) -> Env | HostEnv:
             environment of habitus or Gymnasium, or a function that makes one of Gymnasium's.
         num_envs: copies stepped together; only for worlds that run in Python, as compiled ones are
             copied by whoever maps over them.
-        kwargs: parameters of the world; `max_episode_steps` replaces its time limit.
+        kwargs: parameters of the world; `max_episode_steps` replaces its time limit. Of a built-in
+            world, `levels` and `first_level` fix the starts that its episodes are drawn from (`Levels`).
 
     Raises:
         UnknownName: if nothing has this name; says what is near.
@@ -119,13 +127,16 @@ def canonical(env: Env | HostEnv) -> Canonical | HostCanonical:
 
 
 def _limited(name: str, kind: type[Env], limit: int | str, parameters: dict[str, Any]) -> Env:
-    """A world of a class with the parameters given, and with its time limit or `max_episode_steps`."""
+    """A world of a class with the parameters given, with its time limit or `max_episode_steps`, and with `levels`."""
     parameters = dict(parameters)
     asked = parameters.pop("max_episode_steps", None)
+    levels, first = parameters.pop("levels", None), parameters.pop("first_level", None)
+    if levels is None and first is not None:
+        raise ConfigError("first_level numbers the levels from there on: say how many there are with levels=...")
     known = list(inspect.signature(kind).parameters)
     for given in parameters:
         if given not in known:
             raise ConfigError(f"{name} has no parameter {given!r}: {suggest(given, known)}")
     world = kind(**parameters)
     own_limit = getattr(world, limit) if isinstance(limit, str) else limit
-    return TimeLimit(world, asked or own_limit)
+    return TimeLimit(world if levels is None else Levels(world, levels, first or 0), asked or own_limit)

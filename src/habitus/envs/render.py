@@ -14,7 +14,9 @@ from habitus.envs.worlds.acrobot import Acrobot
 from habitus.envs.worlds.bit_flip import BitFlip
 from habitus.envs.worlds.cartpole import CartPole
 from habitus.envs.worlds.cartpole_swingup import CartPoleSwingUp
+from habitus.envs.worlds.finite import FiniteMDP, LinearMDP, TabularLock
 from habitus.envs.worlds.four_rooms import GOAL, SIZE, WALLS, FourRooms
+from habitus.envs.worlds.frozen_lake import FrozenLake
 from habitus.envs.worlds.icu5 import FEATURES, ICU5
 from habitus.envs.worlds.keydoor import HEADINGS, OPEN, KeyDoor
 from habitus.envs.worlds.mountaincar_continuous import MountainCarContinuous
@@ -100,6 +102,16 @@ def _four_rooms(env: FourRooms, state: np.ndarray, canvas: np.ndarray) -> None:
         _line(canvas, centre, centre, scale / 3, colour)
 
 
+def _frozen_lake(env: FrozenLake, state: np.ndarray, canvas: np.ndarray) -> None:
+    scale = _cells(canvas, np.zeros((len(env.lake), len(env.lake[0])), bool))
+    colours = {"H": FAINT, "G": GOAL_COLOUR}
+    discs = [(cell, 2.5, colours[kind]) for cell, kind in enumerate("".join(env.lake)) if kind in colours]
+    for cell, size, colour in [*discs, (int(state.item()), 4.0, BODY)]:
+        row, column = divmod(cell, len(env.lake[0]))
+        centre = ((column + 0.5) * scale, (row + 0.5) * scale)
+        _line(canvas, centre, centre, scale / size, colour)
+
+
 def _keydoor(env: KeyDoor, state: np.ndarray, canvas: np.ndarray) -> None:
     agent, heading, key, carried, door, lock = state[:2], int(state[2]), state[3:5], state[5], state[6:8], state[8]
     walls = np.zeros((env.size, env.size), bool)
@@ -143,6 +155,16 @@ def _icu5(env: ICU5, state: np.ndarray, canvas: np.ndarray) -> None:
         _line(canvas, (x, height(value)), (x, height(value)), step / 4, BODY)
 
 
+def _finite(env: FiniteMDP, state: np.ndarray, canvas: np.ndarray) -> None:
+    states = env.observation_space.n
+    rows = 3 if isinstance(env, TabularLock) else int(np.ceil(np.sqrt(states)))
+    step = WIDTH / (-(-int(states) // rows) + 1)
+    for i in range(int(states)):
+        column, row = divmod(i, rows)
+        centre = ((column + 1) * step, HEIGHT / 2 + (row - (rows - 1) / 2) * step)
+        _line(canvas, centre, centre, step / 3, BODY if i == int(state[0]) else FAINT)
+
+
 def _polar(origin: Point, length: float, angle: float) -> Point:
     """The point at `length` pixels from `origin`, at an angle from upright that grows anticlockwise."""
     return origin[0] - length * float(np.sin(angle)), origin[1] - length * float(np.cos(angle))
@@ -182,6 +204,10 @@ DRAWINGS: dict[type[Env], Callable[[Any, np.ndarray, np.ndarray], None]] = {
     PointMaze: _pointmaze,
     FourRooms: _four_rooms,
     BitFlip: _bit_flip,
+    FrozenLake: _frozen_lake,
     KeyDoor: _keydoor,
     ICU5: _icu5,
+    FiniteMDP: _finite,
+    TabularLock: _finite,
+    LinearMDP: _finite,
 }

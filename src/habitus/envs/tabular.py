@@ -97,3 +97,21 @@ class Tabular:
     def mean_return(self, policy: Float[np.ndarray, "states actions"], discount: float = 1.0) -> float:
         """Expected return of a policy from the first states."""
         return float(self.start @ self.values(policy, discount))
+
+    def q_within(
+        self, horizon: int, policy: Float[np.ndarray, "horizon states actions"] | None = None
+    ) -> Float[np.ndarray, "horizon states actions"]:
+        """`Q_h = r + P V_{h+1}` of an episode of `horizon` steps, backwards from `V_horizon = 0`.
+
+        Args:
+            policy: action probabilities at each step; None for the optimal one.
+        """
+        values, out = np.zeros(len(self.start)), np.zeros((horizon, *self.reward.shape))
+        for h in reversed(range(horizon)):
+            out[h] = self.action_values(values)
+            values = out[h].max(-1) if policy is None else (policy[h] * out[h]).sum(-1)
+        return out
+
+    def best_return_within(self, horizon: int) -> float:
+        """Expected return of the best policy for an episode of `horizon` steps."""
+        return float(self.start @ self.q_within(horizon)[0].max(-1))

@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import gymnasium
+import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
@@ -77,6 +78,28 @@ class TimeLimit(Wrapper):
 
     def inner(self, state: Timed) -> EnvState:
         return state.state
+
+
+class Levels(Wrapper):
+    """Starts every episode in one of `count` levels: level `s` is the start that `jax.random.key(s)` draws.
+
+    Levels are numbered from `first`, so that ranges that do not overlap share no seed. The i-th
+    episode of an evaluation from seed `n` in the world itself is level `n + i`.
+    """
+
+    count: int = eqx.field(static=True)
+    first: int = eqx.field(static=True, default=0)
+
+    def __check_init__(self) -> None:
+        require(self.count > 0, f"levels must be above 0, but is {self.count}.")
+        require(self.first >= 0, f"first_level must be 0 or more, but is {self.first}.")
+
+    def reset(self, key: PRNGKeyArray) -> tuple[EnvState, Obs]:
+        level = self.first + jax.random.randint(key, (), 0, self.count)
+        return self.env.reset(jax.random.key(level))
+
+    def step(self, state: EnvState, action: Action, key: PRNGKeyArray) -> tuple[EnvState, Step]:
+        return self.env.step(state, action, key)
 
 
 class ScaledReward(Wrapper):

@@ -164,13 +164,26 @@ def logged_return(episodes: Episodes) -> float:
     return float((episodes.reward * episodes.powers).sum(1).mean())
 
 
-def weighted_importance_sampling(episodes: Episodes, level: float = 0.95) -> Estimate:
-    """`sum_i w_i G_i / sum_i w_i`, `w_i` the product of an episode's ratios (Precup et al. 2000)."""
+def weighted_importance_sampling(
+    episodes: Episodes, level: float = 0.95, bounds: tuple[float, float] | None = None
+) -> Estimate:
+    """`sum_i w_i G_i / sum_i w_i`, `w_i` the product of an episode's ratios (Precup et al. 2000).
+
+    Args:
+        bounds: that each `w_i` is clipped to: less noise for some bias.
+    """
+    if bounds is not None:
+        low, high = bounds
+        require(0 < low <= high, f"bounds of a weight must be above 0 and in order, but are {bounds}.")
+
+    def weights(e: Episodes) -> np.ndarray:
+        log_weight = _log_ratio(e).sum(1)
+        return _share(log_weight if bounds is None else np.clip(log_weight, *np.log(bounds)))
 
     def statistic(e: Episodes) -> float:
-        return float(_share(_log_ratio(e).sum(1)) @ (e.reward * e.powers).sum(1))
+        return float(weights(e) @ (e.reward * e.powers).sum(1))
 
-    share = _share(_log_ratio(episodes).sum(1))
+    share = weights(episodes)
     return Estimate("wis", episodes.bootstrap(statistic, level), float(1 / (share**2).sum()))
 
 

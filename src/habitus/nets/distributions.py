@@ -40,7 +40,7 @@ class Normal(Distribution):
     mean: Float[Array, "*several actions"]
     log_std: Float[Array, "*several actions"]
 
-    def sample(self, key: PRNGKeyArray) -> Float[Array, "actions"]:
+    def sample(self, key: PRNGKeyArray) -> Float[Array, "*several actions"]:
         return self.mean + jnp.exp(self.log_std) * jax.random.normal(key, self.mean.shape)
 
     def log_prob_each(self, action: Float[Array, "actions"]) -> Float[Array, "actions"]:

@@ -73,6 +73,25 @@ class ConvEncoder(Encoder):
         return x.ravel()
 
 
+class ActionEncoder(Encoder):
+    """Turns one canonical action into features: real ones as they are, integers as one-hot codes."""
+
+    size: int = eqx.field(static=True)
+    sizes: tuple[int, ...] = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, spec: Spec) -> ActionEncoder:
+        """For the actions of `spec`."""
+        if spec.multi_discrete:
+            return cls(spec.action_size, tuple(int(n) for n in spec.action_space.nvec.ravel()))  # type: ignore[attr-defined]
+        return cls(spec.action_size, (spec.num_actions,) if spec.discrete else ())
+
+    def __call__(self, action: Array) -> Float[Array, "features"]:
+        if not self.sizes:
+            return action
+        return jnp.concatenate([jax.nn.one_hot(a, n) for a, n in zip(jnp.atleast_1d(action), self.sizes, strict=True)])
+
+
 def make_encoder(spec: Spec, key: PRNGKeyArray) -> Encoder:
     """The encoder for the observations of `spec`."""
     if spec.image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import equinox as eqx
@@ -10,13 +11,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from habitus.core.protocols import require
 from habitus.core.spec import Spec
 from habitus.nets.distributions import Categorical, Distribution, MultiCategorical, Normal, TanhNormal
 from habitus.nets.encoder import Encoder, make_encoder
 from habitus.nets.losses import pick
-from habitus.nets.mlp import MLP
+from habitus.nets.mlp import MLP, Linear, dense
 
 Net = TypeVar("Net")
+NEVER = -1e9  # logit of an action that is not allowed: probability 0, and still finite in an entropy
 
 
 class ObsNet(eqx.Module):
@@ -75,6 +78,13 @@ class Critic(eqx.Module):
 
     def __call__(self, obs: Array, action: Float[Array, "actions"]) -> Float[Array, ""]:
         return self.mlp(jnp.concatenate([self.encoder(obs), action]))[0]
+
+
+def shrink_head(net: Net, factor: float, mlp: Callable[[Net], MLP]) -> Net:
+    """The network with the last weights of one of its dense parts multiplied by `factor`, and no bias there."""
+    last = mlp(net).layers[-1]
+    quiet = eqx.tree_at(lambda x: (x.weight, x.bias), last, (factor * last.weight, jnp.zeros_like(last.bias)))
+    return eqx.tree_at(lambda n: mlp(n).layers[-1], net, quiet)
 
 
 class DiscreteCritic(eqx.Module):
@@ -160,12 +170,14 @@ class TanhGaussianActor(eqx.Module):
 class StochasticActor(eqx.Module):
     """One observation to a distribution that fits the action space, as on-policy methods use it.
 
-    A Gaussian with a state-independent spread for real actions, categorical ones for discrete.
+    A Gaussian with a state-independent spread for real actions, categorical ones for discrete. Where the
+    observation says which actions are allowed (`Spec.mask`), the others have probability 0.
     """
 
     net: ObsNet
     log_std: Float[Array, "actions"] | None
     sizes: tuple[int, ...] = eqx.field(static=True)
+    mask: tuple[int, int] | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -178,9 +190,12 @@ class StochasticActor(eqx.Module):
         self.net = ObsNet(spec, hidden, spec.action_size, key, activation, final_gain)
         self.log_std = jnp.zeros(spec.action_size) if spec.continuous else None
         self.sizes = tuple(int(n) for n in spec.action_space.nvec.ravel()) if spec.multi_discrete else ()  # type: ignore[attr-defined]
+        self.mask = None if spec.mask is None else (spec.mask.start, spec.mask.stop)
 
     def __call__(self, obs: Array) -> Distribution:
         out = self.net(obs)
+        if self.mask is not None:
+            return Categorical(jnp.where(obs[slice(*self.mask)] > 0, out, NEVER))
         if self.log_std is not None:
             return Normal(out, self.log_std)
         return MultiCategorical(out, self.sizes) if self.sizes else Categorical(out)
@@ -216,3 +231,38 @@ class SquashedHead(eqx.Module):
     def __call__(self, obs: Array) -> Normal:
         mean, spread = jnp.split(jnp.tanh(self.net(obs)), 2)
         return Normal(mean, 2.5 * (spread + 1) - 5)
+
+
+class DuelingCritic(eqx.Module):
+    """`Q(s, a) = V(s) + A(s, a) - mean_a' A(s, a')` (Wang et al. 2016, eq. 9).
+
+    A trunk of dense layers, each normalised (`LayerNorm`) before a leaky ReLU, and one narrower layer
+    for either part.
+    """
+
+    encoder: Encoder
+    trunk: tuple[tuple[Linear, eqx.nn.LayerNorm], ...]
+    value: MLP
+    advantage: MLP
+
+    def __init__(self, spec: Spec, hidden: Sequence[int], key: PRNGKeyArray):
+        spec.require("discrete", "a critic over discrete actions")
+        require(all(width >= 1 for width in hidden), f"widths of hidden layers must be 1 or more, but are {hidden}.")
+        e_key, v_key, a_key, t_key = jax.random.split(key, 4)
+        self.encoder = make_encoder(spec, e_key)
+        sizes = [self.encoder.size, *hidden]
+        keys = jax.random.split(t_key, len(hidden) + 1)
+        self.trunk = tuple(
+            (layer, eqx.nn.LayerNorm(o))
+            for layer, o in zip(dense(list(pairwise(sizes)), keys[1:]), hidden, strict=True)
+        )
+        half = max(sizes[-1] // 2, 1)
+        self.value = MLP(sizes[-1], (half,), 1, v_key, "leaky_relu")
+        self.advantage = MLP(sizes[-1], (half,), spec.num_actions, a_key, "leaky_relu")
+
+    def __call__(self, obs: Array) -> Float[Array, "n"]:
+        x = self.encoder(obs)
+        for layer, norm in self.trunk:
+            x = jax.nn.leaky_relu(norm(layer(x)))
+        advantage = self.advantage(x)
+        return self.value(x) + advantage - advantage.mean()

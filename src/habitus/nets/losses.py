@@ -7,7 +7,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from habitus.core.experience import Transition, flatten_time
 from habitus.core.returns import gae
@@ -79,3 +79,21 @@ def pick(values: Float[Array, "batch n"], action: Int[Array, "batch"]) -> Float[
     """The value of each row's action. A masked sum: the gradient of a gather is a slow scatter on a CPU."""
     chosen = action[:, None] == jnp.arange(values.shape[1])
     return jnp.where(chosen, values, 0.0).sum(1)
+
+
+def straight_through(key: PRNGKeyArray, logits: Float[Array, "*batch n"]) -> Float[Array, "*batch n"]:
+    """A one-hot draw from each categorical whose gradient is that of its probabilities (Bengio et al. 2013)."""
+    probs = jax.nn.softmax(logits)
+    drawn = jax.nn.one_hot(jax.random.categorical(key, logits), logits.shape[-1])
+    return drawn + probs - jax.lax.stop_gradient(probs)
+
+
+def info_nce(scores: Float[Array, "n n"], valid: Bool[Array, "n"]) -> Float[Array, ""]:
+    """`mean_i f(x_i, y_i) - log mean_j exp f(x_i, y_j)` over valid rows (van den Oord et al. 2018).
+
+    Args:
+        scores: `f(x_i, y_j)`.
+    """
+    count = jnp.maximum(valid.sum(), 1)
+    log_mean = jax.nn.logsumexp(jnp.where(valid, scores, -1e9), axis=1) - jnp.log(count)
+    return jnp.where(valid, jnp.diagonal(scores) - log_mean, 0.0).sum() / count

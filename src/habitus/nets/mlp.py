@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from habitus.core.domains import require
 from habitus.core.errors import ConfigError
@@ -19,26 +22,44 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": jax.nn.gelu,
     "elu": jax.nn.elu,
     "silu": jax.nn.silu,
+    "leaky_relu": jax.nn.leaky_relu,
 }
 
 
-def orthogonal(key: PRNGKeyArray, shape: tuple[int, int], gain: float) -> Float[Array, "inputs outputs"]:
-    """A random matrix of orthonormal rows or columns, whichever are fewer, times `gain`: uniformly
-    distributed (Saxe et al., 2014), and equal to `jax.nn.initializers.orthogonal` up to rounding.
+def draws(
+    draw: Callable[..., Array], keys: Key[Array, "arrays"], shapes: Sequence[tuple[int, ...]]
+) -> list[Float[Array, "..."]]:
+    """`draw(key, shape)` for each pair, to the bit, as one operation: programs that make many arrays of random
+    numbers one by one compile for seconds."""
+    rows = jax.vmap(lambda key: draw(key, (max(map(math.prod, shapes)),)))(keys)
+    return [row[: math.prod(shape)].reshape(shape) for row, shape in zip(rows, shapes, strict=True)]
+
+
+def orthogonal(
+    keys: Key[Array, "matrices"], shapes: Sequence[tuple[int, int]], gains: Sequence[float]
+) -> list[Float[Array, "inputs outputs"]]:
+    """Random matrices of orthonormal rows or columns, whichever are fewer, times a gain: uniformly
+    distributed (Saxe et al., 2014), and equal to those of `jax.nn.initializers.orthogonal` up to rounding.
 
     Gram-Schmidt, twice for the precision, in place of LAPACK's QR: under `vmap` on a machine of few
     cores those calls can fill XLA's threads while each waits for a thread, for ever.
     """
-    columns = jax.random.normal(key, (max(shape), min(shape)))
+    tall = [(max(shape), min(shape)) for shape in shapes]
+    rows, width = (max(sizes) for sizes in zip(*tall, strict=True))
+    columns = jnp.stack(
+        [jnp.pad(x, ((0, rows - x.shape[0]), (0, width - x.shape[1]))) for x in draws(jax.random.normal, keys, tall)]
+    )
 
-    def orthonormalise(i: Array, basis: Array) -> Array:
-        column = columns[:, i]
+    def orthonormalise(i: Array, bases: Array) -> Array:
+        column = columns[:, :, i]
         for _ in range(2):
-            column = column - basis @ (column @ basis)
-        return basis.at[:, i].set(column / jnp.linalg.norm(column))
+            column = column - jnp.einsum("mrc,mc->mr", bases, jnp.einsum("mrc,mr->mc", bases, column))
+        size = jnp.linalg.norm(column, axis=1, keepdims=True)
+        return bases.at[:, :, i].set(column / jnp.where(size > 0, size, 1.0))  # 0 in what is padding
 
-    basis = jax.lax.fori_loop(0, columns.shape[1], orthonormalise, jnp.zeros_like(columns))
-    return gain * (basis if shape[0] >= shape[1] else basis.T)
+    bases = jax.lax.fori_loop(0, width, orthonormalise, jnp.zeros_like(columns))
+    cut = [gain * basis[:r, :c] for basis, (r, c), gain in zip(bases, tall, gains, strict=True)]
+    return [x if shape[0] >= shape[1] else x.T for x, shape in zip(cut, shapes, strict=True)]
 
 
 class Linear(eqx.Module):
@@ -47,22 +68,34 @@ class Linear(eqx.Module):
     weight: Float[Array, "inputs outputs"]
     bias: Float[Array, "outputs"]
 
-    def __init__(self, inputs: int, outputs: int, key: PRNGKeyArray, gain: float | None = None):
-        """Args:
-        gain: orthogonal initialisation with this gain and zero biases; None for uniform within
-            +-1/sqrt(inputs), weights and biases alike (the default of PyTorch).
-        """
-        if gain is None:
-            bound = 1 / max(inputs, 1) ** 0.5
-            w_key, b_key = jax.random.split(key)
-            self.weight = jax.random.uniform(w_key, (inputs, outputs), minval=-bound, maxval=bound)
-            self.bias = jax.random.uniform(b_key, (outputs,), minval=-bound, maxval=bound)
-        else:
-            self.weight = orthogonal(key, (inputs, outputs), gain)
-            self.bias = jnp.zeros(outputs)
+    @classmethod
+    def random(cls, inputs: int, outputs: int, key: PRNGKeyArray, gain: float | None = None) -> Linear:
+        """One alone; see `dense`."""
+        return dense([(inputs, outputs)], key[None], None if gain is None else [gain])[0]
 
-    def __call__(self, x: Float[Array, "inputs"]) -> Float[Array, "outputs"]:
+    def __call__(self, x: Float[Array, "*rows inputs"]) -> Float[Array, "*rows outputs"]:
         return x @ self.weight + self.bias
+
+
+def dense(
+    shapes: Sequence[tuple[int, int]], keys: Key[Array, "layers"], gains: Sequence[float] | None = None
+) -> tuple[Linear, ...]:
+    """Random layers of these sizes [inputs, outputs].
+
+    Args:
+        gains: orthogonal initialisation with these gains and zero biases; None for uniform within
+            +-1/sqrt(inputs), weights and biases alike (the default of PyTorch).
+    """
+    if not shapes:
+        return ()
+    biases = [(outputs,) for _, outputs in shapes]
+    if gains is not None:
+        return tuple(map(Linear, orthogonal(keys, shapes, gains), map(jnp.zeros, biases)))
+    unit = partial(jax.random.uniform, minval=-1.0, maxval=1.0)
+    w_keys, b_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    bounds = [1 / max(inputs, 1) ** 0.5 for inputs, _ in shapes]
+    drawn = zip(bounds, draws(unit, w_keys, shapes), draws(unit, b_keys, biases), strict=True)
+    return tuple(Linear(bound * weight, bound * bias) for bound, weight, bias in drawn)
 
 
 class MLP(eqx.Module):
@@ -95,8 +128,8 @@ class MLP(eqx.Module):
         self.activation = activation
         sizes = [inputs, *hidden, outputs]
         keys = jax.random.split(key, len(sizes) - 1)
-        gains = [None if final_gain is None else 2**0.5] * len(hidden) + [final_gain]
-        self.layers = tuple(Linear(i, o, k, g) for i, o, k, g in zip(sizes[:-1], sizes[1:], keys, gains, strict=True))
+        gains = None if final_gain is None else [2**0.5] * len(hidden) + [final_gain]
+        self.layers = dense(list(pairwise(sizes)), keys, gains)
 
     def __call__(self, x: Float[Array, "inputs"]) -> Float[Array, "outputs"]:
         activate = ACTIVATIONS[self.activation]

@@ -37,6 +37,10 @@ class Standardiser(eqx.Module):
             return obs
         return (obs - jax.lax.stop_gradient(self.mean)) / jax.lax.stop_gradient(self.std)
 
+    def undo(self, x: Array) -> Array:
+        """`mean + std * x`: the inverse."""
+        return jax.lax.stop_gradient(self.mean) + jax.lax.stop_gradient(self.std) * x
+
     def transition(self, batch: Transition) -> Transition:
         """The same batch with `obs` and `next_obs` standardised."""
         return eqx.tree_at(lambda b: (b.obs, b.next_obs), batch, (self(batch.obs), self(batch.next_obs)))

@@ -19,3 +19,14 @@ def clip_each(norm: float | Array) -> optax.GradientTransformation:
         return jax.tree.map(lambda g: g * scale.reshape(-1, *(1,) * (g.ndim - 1)), grads), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def warmed_adamw(
+    learning_rate: float | Array, updates: int, weight_decay: float | Array, max_grad_norm: float | Array
+) -> optax.GradientTransformation:
+    """AdamW whose learning rate rises linearly over the first `updates`, on gradients of limited norm."""
+
+    def schedule(count: Any) -> Any:
+        return learning_rate * jnp.minimum(1.0, (count + 1) / max(updates, 1))
+
+    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adamw(schedule, weight_decay=weight_decay))

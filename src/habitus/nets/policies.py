@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from habitus.core.protocols import Policy
-from habitus.nets.distributions import Distribution
+from habitus.core.trees import take
+from habitus.nets.distributions import Distribution, Normal
 from habitus.nets.normalise import Standardiser
 
 
@@ -88,3 +90,38 @@ class Normalised(Policy):
 
     def __call__(self, obs: Array, carry: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
         return self.policy(self.normaliser(obs), carry, key)
+
+
+class ByStep(Policy):
+    """Another policy at each step of an episode; the carry counts the steps. Beyond the last one, the last.
+
+    Attributes:
+        policies: memoryless ones, stacked along a leading axis.
+        horizon: how many.
+    """
+
+    policies: Policy
+    horizon: int = eqx.field(static=True)
+
+    def init(self) -> Int[Array, ""]:
+        return jnp.zeros((), jnp.int32)
+
+    def __call__(self, obs: Array, carry: Int[Array, ""], key: PRNGKeyArray) -> tuple[Array, Int[Array, ""]]:
+        policy = take(self.policies, jnp.minimum(carry, self.horizon - 1))
+        return policy(obs, (), key)[0], carry + 1
+
+
+def likelihood(policy: Policy, obs: Array) -> Distribution:
+    """What a policy with real actions would do, as a density that every action has a gradient under.
+
+    The distribution that its network gives, if it gives one. Around a deterministic action, a Gaussian of unit
+    variance (Jackson et al. 2024, as in the authors' code); noise that is added only to explore is left out.
+    """
+    if isinstance(policy, Normalised):
+        return likelihood(policy.policy, policy.normaliser(obs))
+    if isinstance(policy, Noisy):
+        return likelihood(policy.policy, obs)
+    if isinstance(policy, (Sampling, Mode)):
+        return policy.actor(obs)
+    action, _ = policy(obs, policy.init(), jax.random.key(0))
+    return Normal(action, jnp.zeros_like(action))

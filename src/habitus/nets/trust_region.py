@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from habitus.core.protocols import require
 from habitus.core.trees import Metrics
+from habitus.nets.distributions import Distribution
 
 T = TypeVar("T")
 Vector = Float[Array, "n"]
@@ -157,3 +158,24 @@ def trust_region_step(
     after, share = backtrack(accepts, here, step, region.backtracks)
     kl = divergence(network, rebuild(after), *args)
     return rebuild(after), metrics | {"kl": kl, "rejected": (share == 0).astype(jnp.float32)}
+
+
+def surrogate(
+    policy: Callable[[Array], Distribution],
+    obs: Array,
+    action: Array,
+    log_prob: Float[Array, "batch"],
+    advantage: Float[Array, "batch"],
+    weight: Float[Array, "batch"],
+) -> Float[Array, ""]:
+    """The weighted mean of `pi(a|s) / pi_old(a|s) A`, `log_prob` that of the old policy (eq. 14)."""
+    ratio = jnp.exp(jax.vmap(lambda o, a: policy(o).log_prob(a))(obs, action) - log_prob)
+    return (weight * ratio * advantage).sum() / jnp.maximum(weight.sum(), TINY)
+
+
+def mean_kl(
+    old: Callable[[Array], Any], new: Callable[[Array], Any], obs: Array, weight: Float[Array, "batch"]
+) -> Float[Array, ""]:
+    """The weighted mean of `KL(old(. | s) || new(. | s))` over observations [batch, ...]."""
+    kl = jax.vmap(lambda o: old(o).kl(new(o)))(obs)
+    return (weight * kl).sum() / jnp.maximum(weight.sum(), TINY)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
-from habitus.core.experience import Step, Transition
+from habitus.core.experience import Step, Trajectory, Transition
 from habitus.core.protocols import Env, HostEnv, Policy
 from habitus.core.trees import Metrics
 from habitus.envs.stepping import step_and_reset
@@ -69,6 +69,10 @@ class EpisodeTally(eqx.Module):
 
         return jax.lax.scan(one, self, (reward, done))[0]
 
+    def forget(self) -> EpisodeTally:
+        """The tally without the episodes that are under way, as they are given up."""
+        return eqx.tree_at(lambda t: (t.ret, t.length), self, (jnp.zeros_like(self.ret), jnp.zeros_like(self.length)))
+
     def report(self) -> tuple[EpisodeTally, Metrics]:
         """Mean return and length of the episodes finished since the last report, and each mean cost of a step.
 
@@ -110,9 +114,13 @@ def start(env: Env, num_envs: int, explorer: Policy, key: PRNGKeyArray) -> Colle
 
 
 def collect(
-    env: Env, state: Collection, explorer: Policy, key: PRNGKeyArray, length: int
+    env: Env, state: Collection, explorer: Policy, key: PRNGKeyArray, length: int, once: bool = False
 ) -> tuple[Collection, Transition]:
-    """`length` steps of every copy: transitions [length, num_envs, ...]. Carries restart with episodes."""
+    """`length` steps of every copy: transitions [length, num_envs, ...]. Carries restart with episodes.
+
+    Args:
+        once: count only the first episode of each copy, so that short ones are not favoured.
+    """
     num_envs = state.tally.ret.shape[0]
     fresh = explorer.init()
 
@@ -128,7 +136,14 @@ def collect(
 
     keys = jax.random.split(key, (length, 2, num_envs))
     at, rollout = jax.lax.scan(one, (state.env_state, state.obs, state.carry), keys)
-    return Collection(*at, state.tally.add(rollout.reward, rollout.done, rollout.cost)), rollout
+    ends = rollout.done & (jnp.cumsum(rollout.done, 0) == 1) if once else rollout.done
+    return Collection(*at, state.tally.add(rollout.reward, ends, rollout.cost)), rollout
+
+
+def whole_episodes(env: Env, explorer: Policy, num_envs: int, horizon: int, key: PRNGKeyArray) -> Trajectory:
+    """One episode of each of `num_envs` copies of a compiled world, [num_envs, horizon]; both in the same spaces."""
+    start_key, key = jax.random.split(key)
+    return Trajectory.of_rollout(collect(env, start(env, num_envs, explorer, start_key), explorer, key, horizon)[1])
 
 
 class HostCollector:
@@ -148,8 +163,15 @@ class HostCollector:
         self.pending: np.ndarray | None = None
         self.returns, self.lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, int)
         self.finished: list[tuple[float, int]] = []
+        self.counted: np.ndarray | None = None  # copies that finished since `restart`, and count once
         self.spent, self.steps = np.zeros(len(env.costs)), 0
         self.success: np.ndarray | None = None  # what the last step said of it, if anything
+
+    def restart(self, seed: int) -> None:
+        """Fresh episodes, of which the first of each copy counts; those under way are given up."""
+        self.obs, self.carry, self.pending = self.env.reset(seed), self.fresh, None
+        self.returns, self.lengths = np.zeros(self.env.num_envs), np.zeros(self.env.num_envs, int)
+        self.counted = np.zeros(self.env.num_envs, bool)
 
     def plan(self, explorer: Actor) -> None:
         """Chooses the next actions; waits for the explorer's parameters."""
@@ -171,7 +193,9 @@ class HostCollector:
         if cost is not None:
             self.spent, self.steps = self.spent + cost.sum(0), self.steps + len(cost)
         if done.any():
-            self.finished += list(zip(self.returns[done].tolist(), self.lengths[done].tolist(), strict=True))
+            counts = done if self.counted is None else done & ~self.counted
+            self.finished += list(zip(self.returns[counts].tolist(), self.lengths[counts].tolist(), strict=True))
+            self.counted = None if self.counted is None else self.counted | done
             self.returns[done], self.lengths[done] = 0.0, 0
             if jax.tree.leaves(self.carry):
                 self.carry = jax.tree.map(

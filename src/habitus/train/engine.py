@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key, PRNGKeyArray, PyTree
 
+from habitus.core.experience import PRIORITY
 from habitus.core.protocols import Learner, Policy, Source
 from habitus.core.spec import Spec
 from habitus.core.trees import Metrics, copy, is_shared, take, to_numpy
@@ -91,6 +92,8 @@ def _one_draw(learner: Learner, source: Source, state: LoopState) -> tuple[LoopS
         learner_state, metrics = _many_updates(learner, state.learner, batch, update_key, n)
     else:
         learner_state, metrics = learner.update(state.learner, batch, update_key)
+    if source.prioritised:
+        source_state = source.reprioritise(source_state, metrics.pop(PRIORITY))
     return LoopState(learner_state, source_state, key, state.update + n), metrics
 
 
@@ -125,7 +128,6 @@ def _first_state(learner: Learner, spec: Spec, key: PRNGKeyArray, warm: PyTree |
     return learner.adopt(state, warm)
 
 
-@eqx.filter_jit
 def _init(
     learner: Learner, source: Source, keys: Key[Array, "seeds"], spec: Spec, warm: PyTree | None
 ) -> tuple[PyTree, PyTree]:
@@ -138,6 +140,12 @@ def _init(
         return _split_shared(LoopState(state, source_state, loop_key, jnp.zeros((), jnp.int32)))
 
     return eqx.filter_vmap(one, out_axes=(eqx.if_array(0), None))(keys, warm)
+
+
+# runs once, and the compiler takes long to optimise its many random numbers
+_run_init: Callable[..., Any] = eqx.filter_jit(  # type: ignore[call-overload]
+    _init, compiler_options={"xla_backend_optimization_level": 1}
+)
 
 
 def _seeds_chunk(fixed: Any, own: PyTree) -> tuple[PyTree, Tally, Metrics]:
@@ -186,7 +194,7 @@ class PureEngine:
             states = [warm[min(i, len(self.seeds) - 1) % len(warm)] for i in range(len(padded))]
             stacked = jax.tree.map(lambda *xs: jnp.stack(xs) if eqx.is_array_like(xs[0]) else xs[0], *states)
             warm = _split_shared(stacked)[0]
-        self._place(*_init(self.learner, source, keys, spec, warm))
+        self._place(*_run_init(self.learner, source, keys, spec, warm))
 
     def _make_mesh(self, n: int) -> Mesh | None:
         devices = jax.devices()[: min(n, jax.device_count())]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from habitus.train.collect import Episodes, run_episodes
 from habitus.train.engine import NEVER, HostEngine, PureEngine, Summary
 from habitus.train.log import RunFolder, command
 from habitus.train.progress import Clock, Interrupt, Progress
+from habitus.train.recipe import is_recipe, recipe_of
 from habitus.train.record import Record
 from habitus.train.run import Run, merge
 from habitus.train.runtime import make_room, prepare
@@ -53,10 +55,11 @@ def learn(
     source_options: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Run:
-    """Improves a policy with a learner, from a source of experience.
+    """Improves a policy with a learner, from a source of experience; or runs a recipe of several stages.
 
     Args:
-        learner: a learner, or the slug of one (then `settings` are its hyperparameters).
+        learner: a learner, or the slug of one (then `settings` are its hyperparameters), or of a recipe
+            (then they are its arguments; it says itself how long each stage is).
         source: where experience comes from; or a world, a data set, or a file, from which the
             source that the learner needs is made.
         steps: environment steps where the source acts; updates where it only reads a log.
@@ -87,6 +90,8 @@ def learn(
         RunExists: if `folder` holds a run and neither `resume` nor `overwrite` is set.
         Diverged: if a metric or parameter stops being finite.
     """
+    if is_recipe(learner):
+        return recipe_of(dict(locals()), {p.name: p.default for p in signature(learn).parameters.values()})
     prepare()
     make_room()
     require(steps > 0, f"steps must be above 0, but is {steps}.")

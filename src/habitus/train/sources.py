@@ -1,4 +1,4 @@
-"""Sources that act: fresh roll-outs, and a replay buffer."""
+"""A source that acts and remembers: a replay buffer, optionally mixed with a log."""
 
 from __future__ import annotations
 
@@ -48,76 +48,6 @@ class Uniform(Policy):
             highs = jnp.asarray(self.sizes).reshape(self.shape)
             return jax.random.randint(key, self.shape, 0, highs).astype(jnp.int32), carry
         return jax.random.uniform(key, self.shape, minval=-1.0, maxval=1.0), carry
-
-
-class Rollouts(Source):
-    """Fresh on-policy experience: each draw is `length` steps of `num_envs` copies of a world.
-
-    A batch is a `Transition` with leading axes [length, num_envs].
-    """
-
-    env: Canonical | HostCanonical
-    num_envs: int
-    length: int
-
-    def __init__(self, env: Env | HostEnv, num_envs: int = 8, length: int = 128):
-        """Args:
-            env: a world in the user's spaces; it is put into canonical form here.
-            num_envs: copies stepped together; a host world says so itself.
-            length: steps of each copy in one draw.
-
-        Raises:
-            ConfigError: if a count is not positive.
-        """
-        require(num_envs > 0 and length > 0, "Rollouts needs num_envs and length above 0.")
-        self.env = canonical(env)
-        self.num_envs = self.env.num_envs if isinstance(self.env, HostEnv) else num_envs
-        self.length = length
-
-    @property
-    def pure(self) -> bool:
-        return self.env.pure
-
-    @property
-    def acts(self) -> bool:
-        return True
-
-    @property
-    def spec(self) -> Spec:
-        return self.env.env.spec
-
-    def init(self, explorer: Explorer, key: PRNGKeyArray) -> Any:
-        if isinstance(self.env, HostEnv):
-            return HostCollector(self.env, explorer, _seed(key))
-        return start(self.env, self.num_envs, explorer, key)
-
-    def draw(self, state: Any, explorer: Explorer, key: PRNGKeyArray) -> tuple[Any, Transition]:
-        if isinstance(state, HostCollector):
-            rows = [state.step(explorer) for _ in range(self.length)]
-            return state, jax.tree.map(lambda *xs: np.stack(xs), *rows)
-        assert isinstance(self.env, Canonical)
-        return collect(self.env, state, explorer, key, self.length)
-
-    def draws(self, steps: int) -> int:
-        return -(-steps // (self.num_envs * self.length))
-
-    def steps(self, draws: int) -> int:
-        return draws * self.num_envs * self.length
-
-    def report(self, state: Any) -> tuple[Any, Metrics]:
-        if isinstance(state, HostCollector):
-            return state, state.report()
-        tally, metrics = state.tally.report()
-        return Collection(state.env_state, state.obs, state.carry, tally), metrics
-
-    def snapshot(self, state: Any) -> Any:
-        return {"tick": np.asarray(state.tick)} if isinstance(state, HostCollector) else state
-
-    def restore(self, state: Any, saved: Any) -> Any:
-        if isinstance(state, HostCollector):
-            state.tick = int(saved["tick"])
-            return state
-        return saved
 
 
 PROPORTIONAL = "proportional"
@@ -251,7 +181,9 @@ class Replay(Source):
         first = Uniform.over(self.spec, explorer) if self.explore == "uniform" else explorer
         blocks = -(-self.warmup // self.num_envs)
         if isinstance(self.env, HostEnv):
-            state = HostReplayState(HostCollector(self.env, explorer, _seed(key)), HostBuffer(self.spec, self.capacity))
+            state = HostReplayState(
+                HostCollector(self.env, explorer, seed_of(key)), HostBuffer(self.spec, self.capacity)
+            )
             actor = Actor.of(first) if self.explore == "uniform" else explorer
             for _ in range(blocks):
                 state.buffer.add(state.collector.step(actor))
@@ -351,5 +283,6 @@ def _stacked(batch: Transition, repeats: int) -> Transition:
     return jax.tree.map(lambda x: x.reshape(repeats, -1, *x.shape[1:]), batch)
 
 
-def _seed(key: PRNGKeyArray) -> int:
+def seed_of(key: PRNGKeyArray) -> int:
+    """A seed for a world that runs in Python."""
     return int(jax.random.randint(key, (), 0, 2**31 - 1))

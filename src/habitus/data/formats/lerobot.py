@@ -72,9 +72,22 @@ def stream(path: Path) -> Stream:
 
     def pieces() -> Iterator[Piece]:
         starts = _starts(pq, files, rows, episodes)
-        yield from completed(frames(), starts, meta, rows, _finals(pq, path, features, episodes, space))
+        made = completed(frames(), starts, meta, rows, _finals(pq, path, features, episodes, space))
+        yield from made if "next.truncated" in features else _closed(made)
 
     return Stream(pieces(), path, **header, rows=rows)
+
+
+def _closed(pieces: Iterator[Piece]) -> Iterator[Piece]:
+    """The log, whose last episode is whole as well: it ends truncated if it does not terminate."""
+    held: Piece | None = None
+    for piece in pieces:
+        if held is not None:
+            yield held
+        held = piece
+    if held is not None:
+        held.columns["truncated"][-1] |= not held.columns["terminated"][-1]
+        yield held
 
 
 def _starts(pq: Any, files: list[Path], rows: int, episodes: int) -> np.ndarray:

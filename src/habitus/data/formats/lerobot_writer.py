@@ -92,7 +92,8 @@ class _Frames:
     def add(self, rows: dict[str, Any], chain: Chain) -> None:
         """Frames of one episode, which `chain` has followed to their end."""
         frames, count = _frames(rows), len(rows["reward"])
-        if chain.steps == count and self._written + self._size >= MEGABYTES * 2**20:
+        filled = self._written + self._size
+        if chain.steps == count and filled and filled >= MEGABYTES * 2**20:
             self._next_file()
         frame = np.arange(chain.steps - count, chain.steps)
         frames |= {
@@ -159,7 +160,9 @@ class _Frames:
                 self._folder / "data" / f"chunk-{self._file // FILES:03d}" / f"file-{self._file % FILES:03d}.parquet"
             )
             place.parent.mkdir(parents=True, exist_ok=True)
-            self._data = self._pq.ParquetWriter(place, table.schema)
+            # dictionaries of real numbers, each of which occurs once, would only take memory
+            counted = [name for name, column in frames.items() if column.dtype.kind != "f"]
+            self._data = self._pq.ParquetWriter(place, table.schema, use_dictionary=counted)
         self._data.write_table(table)
         self._written += self._size
         self._waiting, self._size = [], 0

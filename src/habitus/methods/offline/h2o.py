@@ -131,6 +131,7 @@ class H2O(SAC):
             return -log_probs[:, label].mean()
 
         real_key, own_key = jax.random.split(key)
+        assert isinstance(batch.logged, Transition)
         loss = entropies(batch.logged, 0, real_key) + entropies(batch.own, 1, own_key)
         return loss, {"discriminator_loss": loss}
 

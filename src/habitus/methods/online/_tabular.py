@@ -17,15 +17,7 @@ from habitus.core.returns import td_target
 from habitus.core.spec import Spec
 from habitus.core.trees import Metrics
 from habitus.nets.policies import Greedy
-
-
-class Table(eqx.Module):
-    """Q(s, .) looked up: one observation, an integer, to a value for each action."""
-
-    values: Float[Array, "states actions"]
-
-    def __call__(self, obs: Int[Array, ""]) -> Float[Array, "actions"]:
-        return self.values[obs]
+from habitus.nets.regression import Table
 
 
 class TabularQState(eqx.Module):

@@ -21,6 +21,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from habitus.core.card import Card
+from habitus.core.errors import SpaceMismatch
 from habitus.core.experience import Transition
 from habitus.core.protocols import Learner, Policy, require
 from habitus.core.returns import standardise
@@ -93,6 +94,8 @@ class PPO(Learner):
         return self.optimizer
 
     def init(self, spec: Spec, key: PRNGKeyArray) -> PPOState:
+        if self.normalise_obs and spec.mask is not None:
+            raise SpaceMismatch("observations hold an action_mask, which must stay as it is; set normalise_obs=False.")
         actor_key, critic_key = jax.random.split(key)
         actor = StochasticActor(spec, self.hidden, actor_key)
         critic = Value(spec, self.hidden, critic_key, "tanh", final_gain=1.0)

@@ -50,7 +50,7 @@ class SACState(eqx.Module):
 
     actor: TanhGaussianActor
     critic: Ensemble
-    target_critic: Ensemble
+    target_critic: Any  # an `Ensemble`, unless a subclass looks at it through a guard
     log_temperature: Float[Array, ""]
     actor_opt: optax.OptState
     critic_opt: optax.OptState

@@ -1,0 +1,1 @@
+"""What diffusion and flow policies share: noise schedules, samplers, denoisers, averages, training."""

@@ -86,7 +86,8 @@ class Sides(eqx.Module):
 class Trajectory(eqx.Module):
     """Windows of consecutive transitions of one episode each.
 
-    Where the episode ends sooner than the window, its last transition is repeated and not `valid`.
+    Where the episode ends sooner than the window, or begins later, its last or first transition is repeated and not
+    `valid`.
 
     Attributes:
         steps: transitions with leading axes [*batch, time].

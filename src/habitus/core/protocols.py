@@ -220,6 +220,11 @@ class Learner(eqx.Module):
         """
         return None
 
+    @property
+    def before(self) -> int:
+        """Steps of each window that lie before the row that was drawn, such as earlier observations."""
+        return 0
+
     def __check_init__(self) -> None:
         check_domains(hyperparameters(self))
 

@@ -202,21 +202,24 @@ class Dataset:
         """One episode, with a leading time axis."""
         return self.transitions(slice(int(self.starts[index]), int(self.ends[index]) + 1))
 
-    def windows(self, length: int, rows: Any) -> Trajectory:
-        """For each of `rows`, the `length` transitions from it on: leading axes [*rows, length].
+    def windows(self, length: int, rows: Any, before: int = 0) -> Trajectory:
+        """For each of `rows`, the `length` transitions from `before` steps ahead of it on: axes [*rows, length].
 
-        Where the episode ends sooner its last transition is repeated, and not `valid`. Whole episodes
-        are the windows from `starts` on.
+        Where the episode begins later or ends sooner, its first or last transition is repeated, and not `valid`.
+        Whole episodes are the windows from `starts` on.
         """
-        if length < 1:
-            raise ConfigError(f"a window is {length} steps long, expected at least 1.")
+        if length < 1 or before < 0:
+            raise ConfigError(
+                f"a window is {length} steps long and begins {before} before its row, expected at least 1 and 0."
+            )
         episodes = self.episode_of(rows)
-        wanted, last = np.asarray(rows)[..., None] + np.arange(length), self.ends[episodes][..., None]
-        found = np.minimum(wanted, last)
+        first, last = self.starts[episodes][..., None], self.ends[episodes][..., None]
+        wanted = np.asarray(rows)[..., None] - before + np.arange(length)
+        found = np.clip(wanted, first, last)
         return Trajectory(
             steps=self.transitions(found),
-            valid=jnp.asarray(wanted <= last),
-            time=jnp.asarray(found - self.starts[episodes][..., None], jnp.int32),
+            valid=jnp.asarray((wanted >= first) & (wanted <= last)),
+            time=jnp.asarray(found - first, jnp.int32),
             to_go=jnp.asarray(self.to_go[found]),
         )
 

@@ -58,6 +58,11 @@ class Prioritised(Source):
         return self.source.window
 
     @property
+    def before(self) -> int:
+        """Steps of a window that lie before its row."""
+        return self.source.before
+
+    @property
     def spec(self) -> Spec:
         return self.source.spec
 

@@ -49,6 +49,7 @@ class DatasetSource(Source):
         batch_size: rows, or windows, of a batch.
         window: steps of each window of a `Trajectory` [batch, window]; None for a `Transition` [batch].
         from_start: whether windows begin where episodes do, and episodes are drawn instead of rows.
+        before: steps of a window that lie before the row that was drawn (see `Dataset.windows`).
         replace: whether a row may be drawn twice into the same batch.
         resident: greatest size in bytes of a log that is kept on the device.
 
@@ -60,6 +61,7 @@ class DatasetSource(Source):
     batch_size: int = eqx.field(static=True)
     window: int | None = eqx.field(static=True)
     from_start: bool = eqx.field(static=True)
+    before: int = eqx.field(static=True)
     replace: bool = eqx.field(static=True)
     columns: Transition | None
     bounds: _Bounds | None  # where windows end, and what is known of each row
@@ -72,16 +74,21 @@ class DatasetSource(Source):
         replace: bool = True,
         resident: int = GIBIBYTE,
         from_start: bool = False,
+        before: int = 0,
     ):
         if batch_size < 1 or (window is not None and window < 1):
             raise ConfigError(f"batch_size is {batch_size} and window {window}; both must be at least 1.")
         if from_start and window is None:
             raise ConfigError("from_start is about windows; say with window=... how long they are.")
+        if before and (window is None or not 0 < before < window or from_start):
+            raise ConfigError(
+                f"before={before} is a part of each window={window}, at least 0 and below it, and 0 with from_start."
+            )
         if not replace and batch_size > (len(dataset.starts) if from_start else len(dataset)):
             size = f"{len(dataset)} rows in {len(dataset.starts)} episodes"
             raise ConfigError(f"batch_size is {batch_size}, but {dataset.name} has {size}; use replace=True.")
         self.dataset, self.batch_size, self.window, self.replace = dataset, batch_size, window, replace
-        self.from_start = from_start
+        self.from_start, self.before = from_start, before
         log = dataset.canonical()
         fits = log.nbytes < resident
         self.columns = log.transitions(slice(None)) if fits else None
@@ -117,14 +124,15 @@ class DatasetSource(Source):
         return state, self.at(self._rows(key))
 
     def at(self, rows: Int[Array, "batch"]) -> Transition | Trajectory:
-        """The batch of these rows, or of the windows that begin with them; of a log that is on the device."""
+        """The batch of these rows, or of the windows that belong to them; of a log that is on the device."""
         assert self.columns is not None
         if self.window is None or self.bounds is None:
             return take(self.columns, rows)
-        wanted, last = rows[:, None] + jnp.arange(self.window), self.bounds.last[rows][:, None]
-        found = jnp.minimum(wanted, last)
+        wanted = rows[:, None] - self.before + jnp.arange(self.window)
+        first, last = (rows - self.bounds.time[rows])[:, None], self.bounds.last[rows][:, None]
+        found = jnp.clip(wanted, first, last)
         time, to_go = take((self.bounds.time, self.bounds.to_go), found)
-        return Trajectory(take(self.columns, found), wanted <= last, time, to_go)
+        return Trajectory(take(self.columns, found), (wanted >= first) & (wanted <= last), time, to_go)
 
     def rewarded(self, reward: Any) -> DatasetSource:
         """The same log with other rewards [rows], for which programs need not be compiled again."""
@@ -151,4 +159,4 @@ class DatasetSource(Source):
         rows = np.random.default_rng(seed).choice(self._choices, self.batch_size, replace=self.replace)
         log: Any = self.dataset.canonical()
         rows = log.starts[rows] if self.from_start else rows
-        return log.transitions(rows) if self.window is None else log.windows(self.window, rows)
+        return log.transitions(rows) if self.window is None else log.windows(self.window, rows, self.before)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from habitus.core.experience import Transition
@@ -31,12 +30,13 @@ class Columns(eqx.Module):
     @classmethod
     def of(cls, rows: Transition) -> Columns:
         """For transitions [rows] in canonical form, with real observations and actions in [-1, 1]."""
-        raw = np.asarray(_raw(rows), np.float64)
-        std = raw.std(0)
-        scale = Standardiser(
-            jnp.asarray(raw.mean(0), jnp.float32), jnp.asarray(np.where(std < 1e-6, 1.0, std), jnp.float32)
+        return cls(
+            Standardiser.moments(_raw(rows)),
+            rows.reward.min(),
+            rows.reward.max(),
+            rows.obs.shape[-1],
+            rows.action.shape[-1],
         )
-        return cls(scale, rows.reward.min(), rows.reward.max(), rows.obs.shape[-1], rows.action.shape[-1])
 
     @property
     def size(self) -> int:

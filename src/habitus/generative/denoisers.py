@@ -1,6 +1,7 @@
 """Networks that tell noise from data: a U-Net over time, and a residual MLP for short or flat things.
 
-Both are called as `network(x, level)` for one example `x` [time, columns] and a code of its noise level.
+Both are called as `network(x, level)` for one example `x` [time, columns] and a code of its noise level. `unet` has
+the U-Net of diffusion policies, which is told what to condition on, and `gpt` a small transformer.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Num, PRNGKeyArray
 
 from habitus.core.domains import require
+from habitus.core.errors import SpaceMismatch
 from habitus.nets.embedding import sinusoidal
 from habitus.nets.mlp import Linear, dense
 
@@ -18,37 +20,67 @@ GROUPS = 8
 
 
 class LevelCode(eqx.Module):
-    """The noise level as features: waves, then two dense layers."""
+    """The noise level as features: waves, then two dense layers.
+
+    A level may be several numbers: one for each time step, or the time and the size of a step. Each has its waves.
+    """
 
     first: Linear
     second: Linear
     waves: int = eqx.field(static=True)
+    levels: int = eqx.field(static=True)
 
-    def __init__(self, features: int, key: PRNGKeyArray):
+    def __init__(self, features: int, key: PRNGKeyArray, levels: int = 1, waves: int | None = None):
+        """Args:
+            levels: how many numbers a level is.
+            waves: features of each of them before the dense layers, even; by default a quarter of `features`.
+
+        Raises:
+            ConfigError: if a count is out of its domain.
+        """
+        self.waves, self.levels = features // 4 if waves is None else waves, levels
+        require(levels >= 1, f"a noise level is 1 number or more, but levels is {levels}.")
+        require(self.waves >= 2 and self.waves % 2 == 0, f"waves must be even and 2 or more, but are {self.waves}.")
         a, b = jax.random.split(key)
-        self.waves = features // 4
-        self.first, self.second = Linear.random(self.waves, features, a), Linear.random(features, features, b)
+        self.first, self.second = Linear.random(levels * self.waves, features, a), Linear.random(features, features, b)
 
-    def __call__(self, level: Float[Array, ""]) -> Float[Array, "features"]:
-        return jax.nn.silu(self.second(jax.nn.silu(self.first(sinusoidal(level, self.waves)))))
+    def __call__(self, level: Num[Array, "..."]) -> Float[Array, "features"]:
+        code = level_waves(level, self.levels, self.waves)
+        return jax.nn.silu(self.second(jax.nn.silu(self.first(code))))
+
+
+def level_waves(level: Num[Array, "..."], levels: int, waves: int) -> Float[Array, "features"]:
+    """The waves of each of the `levels` numbers of a noise level, one after the other.
+
+    Raises:
+        SpaceMismatch: if there are more or fewer.
+    """
+    if level.size != levels:
+        raise SpaceMismatch(
+            f"the network is made for noise levels of {levels} numbers, but is given {level.size}; make one for them."
+        )
+    numbers = level.ravel().astype(jnp.float32)
+    return jnp.concatenate([sinusoidal(numbers[i], waves) for i in range(levels)])
 
 
 class Conv(eqx.Module):
-    """A convolution over time with zeros around it, so that the length stays.
+    """A convolution over time with zeros around it, so that the length stays, or with `stride` 2 is halved.
 
     It is one product of the rows side by side, which is several times faster on a CPU than XLA's convolution.
     """
 
     dense: Linear
     width: int = eqx.field(static=True)
+    stride: int = eqx.field(static=True)
 
-    def __init__(self, inputs: int, outputs: int, width: int, key: PRNGKeyArray):
-        self.dense, self.width = Linear.random(width * inputs, outputs, key), width
+    def __init__(self, inputs: int, outputs: int, width: int, key: PRNGKeyArray, stride: int = 1):
+        self.dense, self.width, self.stride = Linear.random(width * inputs, outputs, key), width, stride
 
-    def __call__(self, x: Float[Array, "time inputs"]) -> Float[Array, "time outputs"]:
+    def __call__(self, x: Float[Array, "time inputs"]) -> Float[Array, "less outputs"]:
         before = (self.width - 1) // 2
         padded = jnp.pad(x, ((before, self.width - 1 - before), (0, 0)))
-        return self.dense(jnp.concatenate([padded[i : i + len(x)] for i in range(self.width)], axis=1))
+        rows = [padded[i : i + len(x) : self.stride] for i in range(self.width)]
+        return self.dense(jnp.concatenate(rows, axis=1))
 
 
 class GroupNorm(eqx.Module):
@@ -172,11 +204,21 @@ class ResidualMLP(eqx.Module):
     code: LevelCode
     shape: tuple[int, ...] = eqx.field(static=True)
 
-    def __init__(self, shape: tuple[int, ...], width: int, blocks: int, key: PRNGKeyArray, condition: int = 0):
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        width: int,
+        blocks: int,
+        key: PRNGKeyArray,
+        condition: int = 0,
+        levels: int = 1,
+        waves: int | None = None,
+    ):
         """Args:
             shape: of one example.
             width: features of each layer, a multiple of 8.
-            condition: size of the vector that it is given besides.
+            condition: size of what it is given besides, all flat and together.
+            levels, waves: of its noise level, see `LevelCode`.
 
         Raises:
             ConfigError: if a number is out of its domain.
@@ -187,14 +229,16 @@ class ResidualMLP(eqx.Module):
         size = 1
         for n in shape:
             size *= n
-        self.shape, self.code = tuple(shape), LevelCode(width, code_key)
+        self.shape, self.code = tuple(shape), LevelCode(width, code_key, levels, waves)
         self.enter = Linear.random(size + width + condition, width, enter_key)
         self.out = Linear.random(width, size, out_key)
         layers = dense([(width, width)] * (2 * blocks), jnp.stack(keys))
         self.blocks = tuple(zip(layers[::2], layers[1::2], strict=True))
 
-    def __call__(self, x: Float[Array, "*shape"], level: Float[Array, ""], *condition: Array) -> Float[Array, "*shape"]:
-        h = self.enter(jnp.concatenate([x.ravel(), self.code(level), *condition]))
+    def __call__(
+        self, x: Float[Array, "*shape"], level: Num[Array, "..."], *condition: Float[Array, "..."]
+    ) -> Float[Array, "*shape"]:
+        h = self.enter(jnp.concatenate([x.ravel(), self.code(level), *(c.ravel() for c in condition)]))
         for first, second in self.blocks:
             h = h + second(jax.nn.silu(first(jax.nn.silu(h))))
         return self.out(jax.nn.silu(h)).reshape(self.shape)

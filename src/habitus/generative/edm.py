@@ -17,7 +17,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from habitus.core.domains import require
+
 Network = Callable[..., Array]
+Density = Callable[[PRNGKeyArray], Float[Array, ""]]
 LEAST = 1e-20  # ln(0) has no place in a program, even where it is thrown away
 
 
@@ -64,7 +67,28 @@ def log_normal(key: PRNGKeyArray, mean: float = -1.2, std: float = 1.2) -> Float
     return jnp.exp(mean + std * jax.random.normal(key))
 
 
-def denoising_loss(denoiser: Denoiser, x: Float[Array, "*shape"], key: PRNGKeyArray, *condition: Any) -> Array:
-    """The loss of one example at a random level, with random noise."""
+def log_logistic(
+    key: PRNGKeyArray, loc: float, scale: float = 0.5, low: float = 0.001, high: float = 80.0
+) -> Float[Array, ""]:
+    """A noise level to train at: `ln sigma` from a logistic law around `loc`, truncated to `[ln low, ln high]`.
+
+    `sigma = exp(loc + scale logit u)` with u uniform in `[F(low), F(high)]`, `F(s) = sigmoid((ln s - loc) / scale)`
+    (Reuss et al., "Goal-Conditioned Imitation Learning using Score-based Diffusion Policies", 2023). Without the
+    truncation its median is `exp(loc)`.
+
+    Raises:
+        ConfigError: unless `0 < low < high` and `scale` is above 0.
+    """
+    require(0 < low < high, f"noise levels must be above 0 and in order, but go from {low} to {high}.")
+    require(scale > 0, f"scale must be above 0, but is {scale}.")
+    ends = jax.nn.sigmoid((jnp.log(jnp.asarray([low, high])) - loc) / scale)
+    u = ends[0] + (ends[1] - ends[0]) * jax.random.uniform(key)
+    return jnp.clip(jnp.exp(loc + scale * jax.scipy.special.logit(u)), low, high)
+
+
+def denoising_loss(
+    denoiser: Denoiser, x: Float[Array, "*shape"], key: PRNGKeyArray, *condition: Any, density: Density = log_normal
+) -> Array:
+    """The loss of one example at a random level, drawn from `density(key)`, with random noise."""
     level_key, noise_key = jax.random.split(key)
-    return denoiser.loss(x, log_normal(level_key), jax.random.normal(noise_key, x.shape), *condition)
+    return denoiser.loss(x, density(level_key), jax.random.normal(noise_key, x.shape), *condition)

@@ -1,4 +1,4 @@
-"""From noise to data: the probability flow walked down a schedule of noise levels.
+"""From noise to data: the flow walked down a grid of noise levels, by any of the `solvers`, as one loop.
 
 T. Karras, M. Aittala, T. Aila and S. Laine, "Elucidating the Design Space of Diffusion-Based Generative
 Models", NeurIPS 2022, algorithm 2.
@@ -7,14 +7,18 @@ Models", NeurIPS 2022, algorithm 2.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-Denoise = Callable[[Array, Float[Array, ""]], Array]
+from habitus.core.domains import require
+from habitus.generative.solvers import Denoise, Heun, Interval, Solver
+
 Guidance = Callable[[Array, Float[Array, ""], Int[Array, ""]], Array]
+HEUN = Heun()
 
 
 class Churn(eqx.Module):
@@ -26,7 +30,7 @@ class Churn(eqx.Module):
     noise: float = 1.003  # S_noise
 
     def gamma(self, sigma: Float[Array, ""], steps: int) -> Float[Array, ""]:
-        """By which share the level `sigma` is raised before a step."""
+        """By which share the level `sigma` is raised before a step: `min(S_churn / n, sqrt(2) - 1)` in range."""
         inside = (sigma >= self.low) & (sigma <= self.high)
         return jnp.where(inside, jnp.minimum(self.amount / steps, 2**0.5 - 1), 0.0)
 
@@ -37,39 +41,43 @@ def sample(
     sigmas: Float[Array, "levels"],
     key: PRNGKeyArray,
     *,
-    second_order: bool = True,
+    solver: Solver = HEUN,
     churn: Churn | None = None,
     guidance: Guidance | None = None,
 ) -> Float[Array, "*shape"]:
-    """One draw, by Heun's method or Euler's.
+    """One draw. What is compiled is one step, however many there are.
 
     Args:
         denoise: `D(x; sigma)`, the mean of the clean data given noisy ones.
         noise: a standard Gaussian.
         sigmas: noise levels, falling; usually down to 0.
-        key: of the churn.
-        second_order: Heun's method, with two evaluations a step; Euler's where the next level is 0.
+        key: of the churn, and of solvers with noise.
+        solver: how each step is taken.
+        churn: noise that is added before each step; for solvers of one step.
         guidance: `(x, sigma, i)`, what to add to `x` before step `i`, at level `sigma`.
+
+    Raises:
+        ConfigError: if there is no step, or churn with a multistep solver.
     """
     steps = len(sigmas) - 1
+    require(steps >= 1, f"a grid needs two levels or more to step between, but has {len(sigmas)}.")
+    require(
+        churn is None or not solver.multistep,
+        f"churn raises the level before a step, which {type(solver).__name__} remembers; use a solver of one step.",
+    )
+    sigmas = sigmas.astype(noise.dtype)
 
-    def slope(x: Array, sigma: Array) -> Array:
-        return (x - denoise(x, sigma)) / sigma
-
-    def step(x: Array, at: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        i, sigma, after = at
+    def step(carry: tuple[Array, Any], at: tuple[Array, Array, Array]) -> tuple[tuple[Array, Any], None]:
+        (x, memory), (i, sigma, after) = carry, at
+        fresh = jax.random.fold_in(key, i)
         if guidance is not None:
             x = x + guidance(x, sigma, i)
         if churn is not None:
             raised = sigma * (1 + churn.gamma(sigma, steps))
             more = churn.noise * jnp.sqrt(jnp.maximum(raised**2 - sigma**2, 0.0))
-            x, sigma = x + more * jax.random.normal(jax.random.fold_in(key, i), x.shape), raised
-        first = slope(x, sigma)
-        euler = x + (after - sigma) * first
-        if not second_order:
-            return euler, None
-        second = slope(euler, jnp.where(after > 0, after, 1.0))
-        return jnp.where(after > 0, x + (after - sigma) * (first + second) / 2, euler), None
+            x, sigma = x + more * jax.random.normal(fresh, x.shape, x.dtype), raised
+        return solver.step(denoise, x, Interval(i, sigma, after), memory, jax.random.fold_in(fresh, 1)), None
 
     levels = (jnp.arange(steps), sigmas[:-1], sigmas[1:])
-    return jax.lax.scan(step, sigmas[0] * noise, levels)[0]
+    start = sigmas[0] * noise
+    return jax.lax.scan(step, (start, solver.init(start)), levels)[0][0]

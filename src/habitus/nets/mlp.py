@@ -23,6 +23,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "elu": jax.nn.elu,
     "silu": jax.nn.silu,
     "leaky_relu": jax.nn.leaky_relu,
+    "mish": jax.nn.mish,
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from habitus.core.experience import Transition
@@ -31,6 +32,26 @@ class Standardiser(eqx.Module):
         if spec.dataset is None or spec.tabular or spec.image:
             return cls.identity()
         return cls(jnp.asarray(spec.dataset.mean, jnp.float32), jnp.asarray(spec.dataset.std + eps, jnp.float32))
+
+    @classmethod
+    def moments(cls, values: np.ndarray | Array, eps: float = 1e-6) -> Standardiser:
+        """To mean 0 and standard deviation 1, of rows [rows, ...]; a column of a spread below `eps` is only shifted."""
+        values = np.asarray(values, np.float64)
+        mean, std = values.mean(0), values.std(0)
+        return cls(jnp.asarray(mean, jnp.float32), jnp.asarray(np.where(std < eps, 1.0, std), jnp.float32))
+
+    @classmethod
+    def extent(cls, values: np.ndarray | Array, eps: float = 1e-4) -> Standardiser:
+        """To [-1, 1]: `(x - (low + high) / 2) / ((high - low) / 2)`, with the extremes of each column.
+
+        Of rows [rows, ...]. A column whose range is below `eps` is only shifted, so that its lowest value is 0 (Chi et al., "Diffusion
+        Policy", RSS 2023, authors' code).
+        """
+        values = np.asarray(values, np.float64)
+        low, high = values.min(0), values.max(0)
+        still = high - low < eps
+        middle, half = np.where(still, low, (low + high) / 2), np.where(still, 1.0, (high - low) / 2)
+        return cls(jnp.asarray(middle, jnp.float32), jnp.asarray(half, jnp.float32))
 
     def __call__(self, obs: Array) -> Array:
         if not jnp.issubdtype(obs.dtype, jnp.floating):

@@ -109,7 +109,7 @@ def make_source(
     if isinstance(source, Source):
         if env is not None or data is not None or options:
             raise ConfigError("give either a source, or env= and data= with their options, not both.")
-        _check_window(learner, getattr(source, "window", None), type(source).__name__)
+        _check_window(learner, getattr(source, "window", None), type(source).__name__, getattr(source, "before", 0))
         if learner.on_policy and not source.acts:
             raise ConfigError(f"{slug_of(learner)} learns from its own actions, so it needs env=..., not only a log.")
         if learner.sides and not getattr(source, "apart", False):
@@ -146,12 +146,15 @@ def make_source(
     return Replay(world, **(defaults | options)), world
 
 
-def _check_window(learner: Learner, window: int | None, given: str) -> None:
+def _check_window(learner: Learner, window: int | None, given: str, before: int = 0) -> None:
     """Raises `ConfigError` unless a source hands over what the learner learns from: windows, or single transitions."""
     wanted = learner.window
-    if window != wanted:
-        remedy = f"give data=... alone, or DatasetSource(log, window={wanted})."
-        kinds = ["single transitions" if n is None else f"windows of {n} steps of a log" for n in (wanted, window)]
+    if window != wanted or before != learner.before:
+        remedy = f"give data=... alone, or DatasetSource(log, window={wanted}, before={learner.before})."
+        kinds = [
+            "single transitions" if n is None else f"windows of {n} steps of a log that begin {b} before their row"
+            for n, b in ((wanted, learner.before), (window, before))
+        ]
         raise ConfigError(
             f"{slug_of(learner)} learns from {kinds[0]}, but {given} gives {kinds[1]}; "
             + ("leave window out." if wanted is None else remedy)
@@ -185,8 +188,9 @@ def log_source(learner: Learner, log: Dataset, **options: Any) -> Source:
     exponents (alpha, beta) of prioritised replay.
     """
     plain = {"batch_size": _batch_size(learner), "window": learner.window, "from_start": learner.from_start}
+    plain |= {"before": learner.before}
     source = DatasetSource(log, **(plain | options))
-    _check_window(learner, source.window, "source_options")
+    _check_window(learner, source.window, "source_options", source.before)
     priority = getattr(learner, "priority", None)
     return source if priority is None else Prioritised(source, *priority)
 

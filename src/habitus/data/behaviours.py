@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from habitus.core.protocols import Policy
 from habitus.envs.worlds.combination_lock import ARMS, CombinationLock
+from habitus.envs.worlds.planar_pick import OBSTACLE, TARGETS, PlanarPick
 from habitus.envs.worlds.pointmaze import PointMaze
 
 
@@ -140,3 +141,47 @@ class PickLock(Policy):
         right = (jnp.arange(ARMS) == arm).astype(jnp.float32)
         random = jax.random.uniform(random_key, (ARMS,))
         return jnp.where(jax.random.bernoulli(choice_key, self.random_share), random, right), carry
+
+
+class PickAndPlace(Policy):
+    """Solves `PlanarPick` in one of eight ways: which object first, to which target, on which side of the disc.
+
+    The way is drawn at the first step of an episode and kept in the carry; observations do not show it, so a log of
+    this policy has several right actions in one state.
+    """
+
+    speed: float = 0.04
+    """of the gripper"""
+    detour: float = 0.16
+    """how far beside the centre of the disc it passes"""
+
+    @classmethod
+    def of(cls, world: PlanarPick) -> PickAndPlace:
+        """The controller for a world."""
+        return cls(world.speed)
+
+    def init(self) -> Int[Array, "3"]:
+        """No way chosen yet."""
+        return jnp.full(3, -1, jnp.int32)
+
+    def __call__(
+        self, obs: Float[Array, "17"], carry: Int[Array, "3"], key: PRNGKeyArray
+    ) -> tuple[Float[Array, "3"], Int[Array, "3"]]:
+        way = jnp.where(carry < 0, jax.random.randint(key, (3,), 0, 2), carry)
+        position, closed, held, objects = obs[:2], obs[2] > 0.5, obs[3:5] > 0.5, obs[5:9].reshape(2, 2)
+        order = jnp.stack([way[0], 1 - way[0]])
+        goals = jnp.asarray(TARGETS)[jnp.stack([way[1], 1 - way[1]])]
+        first_there = (jnp.linalg.norm(objects[order[0]] - goals[0]) < 0.035) & ~held[order[0]]
+        now = jnp.where(first_there, 1, 0)
+        thing, goal, holding = objects[order[now]], goals[now], held[order[now]]
+
+        aim = jnp.where(holding, position + goal - thing, thing)
+        arrived = jnp.linalg.norm(goal - thing) < 0.02
+        close = jnp.where(holding, ~arrived, (jnp.linalg.norm(thing - position) < 0.03) & ~closed)
+        centre = jnp.asarray(OBSTACLE)
+        beside = centre + jnp.stack([self.detour * (2 * way[2] - 1), 0.0])
+        below, aim_below = position[1] < centre[1], aim[1] < centre[1]
+        across = (below != aim_below) & (jnp.abs(position[1] - centre[1]) > 0.03)
+        move = (jnp.where(across, beside, aim) - position) / self.speed
+        move = move / jnp.maximum(1.0, jnp.abs(move).max())
+        return jnp.concatenate([move, jnp.where(close, 1.0, -1.0)[None]]), way

@@ -21,6 +21,7 @@ from habitus.envs.worlds.icu5 import FEATURES, ICU5
 from habitus.envs.worlds.keydoor import HEADINGS, OPEN, KeyDoor
 from habitus.envs.worlds.mountaincar_continuous import MountainCarContinuous
 from habitus.envs.worlds.pendulum import Pendulum
+from habitus.envs.worlds.planar_pick import HALF, OBSTACLE, RADIUS, TARGETS, PlanarPick
 from habitus.envs.worlds.pointmaze import PointMaze
 from habitus.envs.wrappers import Wrapper
 
@@ -93,6 +94,25 @@ def _pointmaze(env: PointMaze, state: np.ndarray, canvas: np.ndarray) -> None:
     _line(canvas, goal, goal, env.radius * scale, GOAL_COLOUR)
     _line(canvas, at, at + state[2:4] * scale / 4, 2.0, INK)
     _line(canvas, at, at, 6.0, BODY)
+
+
+def _planar_pick(env: PlanarPick, state: np.ndarray, canvas: np.ndarray) -> None:
+    """The gripper is a ring when open and a disc when closed; y points up."""
+    scale = WIDTH / (2 * HALF)
+
+    def disc(at: Any, radius: float, colour: Colour) -> None:
+        place = (scale * (HALF + at[0]), scale * (HALF - at[1]))
+        _line(canvas, place, place, scale * radius, colour)
+
+    disc(OBSTACLE, RADIUS, FAINT)
+    for target in TARGETS:
+        disc(target, env.reach, GOAL_COLOUR)
+        disc(target, env.reach - 0.01, PAPER)
+    for thing in (state[4:6], state[6:8]):
+        disc(thing, 0.02, INK)
+    disc(state[:2], 0.028, BODY)
+    if not state[2]:
+        disc(state[:2], 0.014, PAPER)
 
 
 def _four_rooms(env: FourRooms, state: np.ndarray, canvas: np.ndarray) -> None:
@@ -202,6 +222,7 @@ DRAWINGS: dict[type[Env], Callable[[Any, np.ndarray, np.ndarray], None]] = {
     MountainCarContinuous: _mountain_car,
     Acrobot: _acrobot,
     PointMaze: _pointmaze,
+    PlanarPick: _planar_pick,
     FourRooms: _four_rooms,
     BitFlip: _bit_flip,
     FrozenLake: _frozen_lake,

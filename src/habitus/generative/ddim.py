@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from habitus.core.domains import require
-from habitus.generative.ddpm import Level, Predict, Prediction, Schedule, along, check_prediction, clipped
+from habitus.generative.ddpm import Level, Predict, Schedule, along, check_prediction, clipped
 
 
 def ddim_grid(levels: int, steps: int) -> Int[np.ndarray, "levels"]:
@@ -58,8 +58,9 @@ def ddim_step(
         require(eta == 0, "a step with eta above 0 adds noise; give noise=..., a standard Gaussian.")
     eps = schedule.noise(x, clean, k) if predicted is None else predicted
     kept, lost, lost_after = schedule.kept(after), schedule.lost(k), schedule.lost(after)
-    replaced = lost_after / jnp.where(lost > 0, lost, 1.0) * (lost - lost_after) / kept
-    sigma = eta * jnp.sqrt(replaced)
+    # the share replaced, 1 - abar / abar', from whichever of the two shares is the smaller, and so the more precise
+    replaced = jnp.where(kept < 0.5, 1 - schedule.kept(k) / kept, (lost - lost_after) / kept)
+    sigma = eta * jnp.sqrt(lost_after / jnp.where(lost > 0, lost, 1.0) * replaced)
     along_eps = jnp.sqrt(jnp.maximum(lost_after - sigma**2, 0.0))
     moved = along(jnp.sqrt(kept), x) * clean + along(along_eps, x) * eps
     return moved if noise is None else moved + along(sigma, x) * noise
@@ -73,7 +74,7 @@ def ddim_sample(
     key: PRNGKeyArray | None = None,
     *,
     eta: float = 0.0,
-    prediction: Prediction = "noise",
+    prediction: str = "noise",
     clip: float | None = 1.0,
     recompute: bool = True,
 ) -> Float[Array, "*shape"]:

@@ -13,19 +13,17 @@ Policy", ICRA 2025.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Num, PRNGKeyArray
 
 from habitus.core.domains import require
 from habitus.core.errors import ConfigError
 
 Level = Int[Array, "..."] | int
-Prediction = Literal["noise", "clean", "velocity"]
 Predict = Callable[[Array, Int[Array, ""]], Array]
 PREDICTIONS = ("noise", "clean", "velocity")
 LEAST_VARIANCE = 1e-20
@@ -107,7 +105,7 @@ class Schedule(eqx.Module):
         return signal * noise - spread * clean
 
     def target(
-        self, clean: Float[Array, "*shape"], noise: Float[Array, "*shape"], k: Level, prediction: Prediction
+        self, clean: Float[Array, "*shape"], noise: Float[Array, "*shape"], k: Level, prediction: str
     ) -> Float[Array, "*shape"]:
         """What a network that makes this kind of prediction is to answer.
 
@@ -118,7 +116,7 @@ class Schedule(eqx.Module):
         return {"noise": noise, "clean": clean, "velocity": self.velocity(clean, noise, k)}[prediction]
 
     def clean(
-        self, x: Float[Array, "*shape"], answer: Float[Array, "*shape"], k: Level, prediction: Prediction = "noise"
+        self, x: Float[Array, "*shape"], answer: Float[Array, "*shape"], k: Level, prediction: str = "noise"
     ) -> Float[Array, "*shape"]:
         """The clean data that a prediction means; not clipped.
 
@@ -143,7 +141,7 @@ class Schedule(eqx.Module):
         return along(jnp.sqrt(self.kept(k)), x), along(jnp.sqrt(self.lost(k)), x)
 
 
-def along(values: Float[Array, "..."], x: Array) -> Float[Array, "..."]:
+def along(values: Num[Array, "..."], x: Array) -> Num[Array, "..."]:
     """Numbers for the leading axes of `x`, with as many axes as it has.
 
     Raises:
@@ -196,7 +194,7 @@ def ddpm_sample(
     noise: Float[Array, "*shape"],
     key: PRNGKeyArray,
     *,
-    prediction: Prediction = "noise",
+    prediction: str = "noise",
     clip: float | None = 1.0,
 ) -> Float[Array, "*shape"]:
     """One draw by all levels, `N - 1` down to 0.

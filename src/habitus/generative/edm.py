@@ -68,7 +68,7 @@ def log_normal(key: PRNGKeyArray, mean: float = -1.2, std: float = 1.2) -> Float
 
 
 def log_logistic(
-    key: PRNGKeyArray, loc: float, scale: float = 0.5, low: float = 0.001, high: float = 80.0
+    key: PRNGKeyArray, loc: float | Float[Array, ""], scale: float = 0.5, low: float = 0.001, high: float = 80.0
 ) -> Float[Array, ""]:
     """A noise level to train at: `ln sigma` from a logistic law around `loc`, truncated to `[ln low, ln high]`.
 

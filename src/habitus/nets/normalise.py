@@ -44,8 +44,8 @@ class Standardiser(eqx.Module):
     def extent(cls, values: np.ndarray | Array, eps: float = 1e-4) -> Standardiser:
         """To [-1, 1]: `(x - (low + high) / 2) / ((high - low) / 2)`, with the extremes of each column.
 
-        Of rows [rows, ...]. A column whose range is below `eps` is only shifted, so that its lowest value is 0 (Chi et al., "Diffusion
-        Policy", RSS 2023, authors' code).
+        Of rows [rows, ...]. A column whose range is below `eps` is only shifted, so that its lowest value is 0 (Chi et
+        al., "Diffusion Policy", RSS 2023, authors' code).
         """
         values = np.asarray(values, np.float64)
         low, high = values.min(0), values.max(0)

@@ -152,7 +152,9 @@ def _check_window(learner: Learner, window: int | None, given: str, before: int 
     if window != wanted or before != learner.before:
         remedy = f"give data=... alone, or DatasetSource(log, window={wanted}, before={learner.before})."
         kinds = [
-            "single transitions" if n is None else f"windows of {n} steps of a log that begin {b} before their row"
+            "single transitions"
+            if n is None
+            else f"windows of {n} steps of a log" + f", {b} before their row" * (b > 0)
             for n, b in ((wanted, learner.before), (window, before))
         ]
         raise ConfigError(

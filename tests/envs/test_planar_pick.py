@@ -1,0 +1,165 @@
+"""`PlanarPick`: what grasping, carrying and arriving mean; the expert, its modes, and its logs under noise."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from habitus.core.errors import ConfigError, SpaceMismatch
+from habitus.core.protocols import Policy
+from habitus.data.behaviours import PickAndPlace
+from habitus.envs.registry import make
+from habitus.envs.render import render
+from habitus.envs.worlds.planar_pick import OBSTACLE, RADIUS, TARGETS, PickState, PlanarPick
+from habitus.envs.wrappers import Disturbed
+from habitus.train.logs import record_log
+
+KEY = jax.random.key(0)
+WORLD = PlanarPick()
+DART = (0.2, 0.2, 0.0)
+step = jax.jit(lambda state, action: WORLD.step(state, action, KEY))
+
+
+def state_of(position, closed=False, held=-1, objects=((-0.2, -0.15), (0.2, -0.15))):
+    return PickState(
+        jnp.asarray(position, jnp.float32), jnp.asarray(closed), jnp.asarray(held, jnp.int32), jnp.asarray(objects)
+    )
+
+
+def act(state, x=0.0, y=0.0, grip=-1.0):
+    return step(state, jnp.asarray([x, y, grip], jnp.float32))
+
+
+def test_an_observation_shows_all_there_is():
+    state, obs = WORLD.reset(KEY)
+    assert obs.shape == (17,) and WORLD.observation_space.contains(np.asarray(obs))
+    assert (jnp.abs(state.position - jnp.array([0.0, -0.4])) <= 0.08).all() and not state.closed and state.held == -1
+    shown = WORLD.observe(state_of((0.1, -0.2), True, 1))
+    np.testing.assert_allclose(shown[:9], [0.1, -0.2, 1, 0, 1, -0.2, -0.15, 0.2, -0.15], rtol=1e-6)
+    np.testing.assert_allclose(shown[9:11], np.tanh([-0.3 / 0.08, 0.05 / 0.08]), rtol=1e-5)
+    np.testing.assert_allclose(shown[15:], np.tanh([0.15 / 0.08, 0.55 / 0.08]), rtol=1e-5)
+
+
+def test_a_grasp_needs_closing_from_open_near_an_object():
+    near = (0.16, -0.15)
+    after, _ = act(state_of(near), grip=1.0)
+    assert after.held == 1 and after.closed
+    assert act(state_of(near, closed=True), grip=1.0)[0].held == -1  # it was closed before
+    assert act(state_of((0.14, -0.15)), grip=1.0)[0].held == -1  # too far
+    assert act(state_of((0.14, -0.15)), x=0.5, grip=1.0)[0].held == 1  # it moves first
+    both = state_of((0.0, -0.15), objects=((-0.04, -0.15), (0.03, -0.15)))
+    assert act(both, grip=1.0)[0].held == 1  # the nearer one
+
+
+def test_a_held_object_moves_along_and_is_let_go_by_opening():
+    state = state_of((0.16, -0.15), True, 1)
+    moved, _ = act(state, x=1.0, y=-0.5, grip=1.0)
+    np.testing.assert_allclose(moved.position, [0.2, -0.17], atol=1e-6)
+    np.testing.assert_allclose(moved.objects, [[-0.2, -0.15], [0.24, -0.17]], atol=1e-6)
+    opened, _ = act(moved, x=1.0)
+    np.testing.assert_allclose(opened.objects[1], [0.28, -0.17], atol=1e-6)
+    assert opened.held == -1 and not opened.closed
+    np.testing.assert_array_equal(act(opened, x=1.0)[0].objects, opened.objects)
+
+
+def test_the_gripper_stays_in_the_square_and_out_of_the_disc():
+    np.testing.assert_allclose(act(state_of((0.49, -0.49)), x=1.0, y=-5.0)[0].position, [0.5, -0.5], atol=1e-6)
+    for start in ((0.0, -0.02), (0.02, -0.01), (0.13, 0.1)):
+        state = state_of(start)
+        for _ in range(3):
+            state, _ = act(state, x=-start[0] * 10, y=(0.1 - start[1]) * 10)
+            assert jnp.linalg.norm(state.position - jnp.asarray(OBSTACLE)) >= RADIUS - 1e-6
+    inside, _ = act(state_of(OBSTACLE))
+    np.testing.assert_allclose(inside.position, [0.0, 0.0], atol=1e-6)
+
+
+def test_it_is_solved_when_both_lie_on_different_targets_and_none_is_held():
+    swapped = (TARGETS[1], TARGETS[0])
+    for objects, solved in (
+        (TARGETS, True),
+        (swapped, True),
+        ((TARGETS[0], TARGETS[0]), False),
+        (((-0.25, 0.29), TARGETS[1]), False),
+    ):
+        _, out = act(state_of((0.0, -0.4), objects=objects))
+        assert bool(out.terminated) == bool(out.info["success"]) == solved and float(out.reward) == solved
+    _, out = act(state_of(TARGETS[0], True, 0, TARGETS), grip=1.0)
+    assert not out.terminated and not out.truncated
+
+
+@pytest.fixture(scope="module")
+def logs():
+    world, expert = make("planar-pick"), PickAndPlace.of(WORLD)
+    return record_log(expert, world, 100), record_log(expert, Disturbed(world, DART), 100)
+
+
+def test_the_expert_succeeds_always_in_about_sixty_steps_with_and_without_noise(logs):
+    for log in logs:
+        whole = log.lengths[log.complete & (np.asarray(log.truncated)[log.ends] == 0)]
+        assert len(whole) >= 150
+        # only what the end of the record cut is not solved
+        cut = ~np.asarray(log.terminated)[log.ends]
+        assert (log.lengths[cut] < 110).all() and (log.ends[cut] % 120 == 119).all()
+        assert 58 <= whole.mean() <= 62, whole.mean()
+
+
+def test_a_log_under_noise_holds_what_the_expert_wanted_and_where_it_came(logs):
+    clean, noisy = logs
+    for log, spread in ((clean, 0.0), (noisy, 0.2)):
+        obs, action, after = (np.asarray(x) for x in (log.obs, log.action, log.next_obs))
+        again, _ = jax.jit(jax.vmap(lambda o, a: (o, a)))(obs, action)
+        wanted = obs[:, :2] + 0.04 * action[:, :2]
+        free = (np.abs(action[:, :2]) < 0.4).all(1) & (np.linalg.norm(wanted - OBSTACLE, axis=1) > 0.15)
+        error = ((after[:, :2] - wanted) / 0.04)[free]
+        assert float(error.std()) == pytest.approx(spread, abs=0.02) and free.sum() > 300
+        assert (np.abs(action) <= 1).all() and set(np.unique(action[:, 2])) == {-1.0, 1.0}
+
+
+def test_the_expert_has_eight_ways_and_keeps_to_one():
+    expert = PickAndPlace.of(WORLD)
+    act = eqx.filter_jit(lambda obs, carry, key: expert(obs, carry, key))
+    _, obs = WORLD.reset(KEY)
+    ways = {tuple(np.asarray(act(obs, expert.init(), jax.random.key(i))[1]).tolist()) for i in range(60)}
+    assert len(ways) == 8
+    way = jnp.array([1, 0, 1], jnp.int32)
+    assert (act(obs, way, KEY)[1] == way).all()
+    first = [act(obs, jnp.array([i, 0, 0], jnp.int32), KEY)[0] for i in (0, 1)]
+    assert first[0][0] < 0 < first[1][0]
+
+
+class Still(Policy):
+    """Wants to stay."""
+
+    def __call__(self, obs, carry, key):
+        return jnp.zeros(3), carry
+
+
+def test_disturbed_actions_stay_within_bounds_and_what_makes_no_sense_is_refused():
+    world = Disturbed(WORLD, (5.0, 0.0, 0.0))
+    state, _ = world.reset(KEY)
+    moved = (
+        jax.vmap(lambda k: world.step(state, jnp.zeros(3), k)[0].position)(jax.random.split(KEY, 200)) - state.position
+    )
+    assert float(jnp.abs(moved[:, 0]).max()) == pytest.approx(0.04, abs=1e-6) and (moved[:, 1] == 0).all()
+    with pytest.raises(ConfigError, match="0 or more"):
+        Disturbed(WORLD, -0.1)
+    with pytest.raises(ConfigError, match="one action has"):
+        Disturbed(WORLD, (0.1, 0.1))
+    with pytest.raises(SpaceMismatch, match="Disturbed"):
+        Disturbed(make("keydoor"))
+    for bad in (dict(speed=0.0), dict(reach=0.0), dict(limit=0)):
+        with pytest.raises(ConfigError, match=next(iter(bad))):
+            PlanarPick(**bad)
+    assert make("planar-pick", limit=240, speed=0.02).horizon == 240
+    assert isinstance(WORLD.action_space, spaces.Box)
+
+
+def test_the_picture_shows_gripper_and_grip():
+    world = make("planar-pick").env
+    opened, closed = (render(world, state_of((0.3, -0.3), flag)) for flag in (False, True))
+    centre = (slice(188, 196), slice(188, 196))  # x = 0.8, y = 0.8 of the picture
+    assert (opened[centre] > 200).all() and closed[centre][..., 0].max() < 100

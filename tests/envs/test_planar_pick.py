@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gymnasium import spaces
 
 from habitus.core.errors import ConfigError, SpaceMismatch
-from habitus.core.protocols import Policy
 from habitus.data.behaviours import PickAndPlace
 from habitus.envs.registry import make
 from habitus.envs.render import render
@@ -98,20 +96,16 @@ def logs():
 
 
 def test_the_expert_succeeds_always_in_about_sixty_steps_with_and_without_noise(logs):
-    for log in logs:
-        whole = log.lengths[log.complete & (np.asarray(log.truncated)[log.ends] == 0)]
-        assert len(whole) >= 150
-        # only what the end of the record cut is not solved
-        cut = ~np.asarray(log.terminated)[log.ends]
-        assert (log.lengths[cut] < 110).all() and (log.ends[cut] % 120 == 119).all()
-        assert 58 <= whole.mean() <= 62, whole.mean()
+    for log, most in zip(logs, (62, 64), strict=True):
+        first = log.starts % 120 == 0  # the end of the record cuts others
+        assert first.sum() == 100 and np.asarray(log.terminated)[log.ends[first]].all()
+        assert 58 <= log.lengths[first].mean() <= most and log.lengths[first].max() < 90
 
 
 def test_a_log_under_noise_holds_what_the_expert_wanted_and_where_it_came(logs):
     clean, noisy = logs
     for log, spread in ((clean, 0.0), (noisy, 0.2)):
         obs, action, after = (np.asarray(x) for x in (log.obs, log.action, log.next_obs))
-        again, _ = jax.jit(jax.vmap(lambda o, a: (o, a)))(obs, action)
         wanted = obs[:, :2] + 0.04 * action[:, :2]
         free = (np.abs(action[:, :2]) < 0.4).all(1) & (np.linalg.norm(wanted - OBSTACLE, axis=1) > 0.15)
         error = ((after[:, :2] - wanted) / 0.04)[free]
@@ -131,13 +125,6 @@ def test_the_expert_has_eight_ways_and_keeps_to_one():
     assert first[0][0] < 0 < first[1][0]
 
 
-class Still(Policy):
-    """Wants to stay."""
-
-    def __call__(self, obs, carry, key):
-        return jnp.zeros(3), carry
-
-
 def test_disturbed_actions_stay_within_bounds_and_what_makes_no_sense_is_refused():
     world = Disturbed(WORLD, (5.0, 0.0, 0.0))
     state, _ = world.reset(KEY)
@@ -155,7 +142,6 @@ def test_disturbed_actions_stay_within_bounds_and_what_makes_no_sense_is_refused
         with pytest.raises(ConfigError, match=next(iter(bad))):
             PlanarPick(**bad)
     assert make("planar-pick", limit=240, speed=0.02).horizon == 240
-    assert isinstance(WORLD.action_space, spaces.Box)
 
 
 def test_the_picture_shows_gripper_and_grip():

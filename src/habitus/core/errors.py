@@ -15,6 +15,20 @@ class DataError(HabitusError, ValueError):
     """A data set or file is malformed; the message names the file, the rows and the remedy."""
 
 
+class FormulaError(ConfigError):
+    """A formula in text cannot be read.
+
+    Attributes:
+        text: the formula.
+        column: where it goes wrong, from 1.
+    """
+
+    def __init__(self, problem: str, text: str, column: int):
+        self.text, self.column = text, column
+        shown = "".join(" " if letter.isspace() else letter for letter in text)
+        super().__init__(f"column {column}: {problem}\n    {shown}\n    {' ' * (column - 1)}^")
+
+
 class SpaceMismatch(HabitusError, TypeError):
     """Two things that must act in the same spaces do not, or a method cannot act in this space."""
 

@@ -1,0 +1,362 @@
+"""The abstract syntax of signal temporal logic, each operator with its quantitative semantics in discrete time."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Callable
+from functools import reduce
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from habitus.core.domains import require
+from habitus.core.errors import DataError
+from habitus.core.stl.expressions import Expression, Scalar, Trace, number, signal_of
+from habitus.core.stl.extremes import Extremes
+
+
+class Formula(eqx.Module):
+    """A property of a trace from a step on. `a & b`, `a | b` and `~a` make others; `str` gives its text."""
+
+    @abc.abstractmethod
+    def signal(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, "time"]:
+        """Its robustness at each of the `steps` steps of a trace."""
+
+    @property
+    @abc.abstractmethod
+    def horizon(self) -> int | None:
+        """Steps ahead that decide it; None where it looks to the end of the trace."""
+
+    @abc.abstractmethod
+    def log_terms(self, steps: int) -> tuple[float, float]:
+        """Bounds on the error of smooth robustness, below and above the exact one, in temperatures."""
+
+    @abc.abstractmethod
+    def check_reach(self, latest: int, steps: int) -> None:
+        """Raises `DataError` if, asked for at steps up to `latest`, a window lies wholly past the end of the trace."""
+
+    def __and__(self, other: Formula) -> And:
+        return And((*_flat(And, self), *_flat(And, other)))
+
+    def __or__(self, other: Formula) -> Or:
+        return Or((*_flat(Or, self), *_flat(Or, other)))
+
+    def __invert__(self) -> Not:
+        return Not(self)
+
+
+def _flat(kind: Any, formula: Formula) -> tuple[Formula, ...]:
+    return formula.parts if isinstance(formula, kind) else (formula,)
+
+
+class Atom(Formula):
+    """A formula about a single step."""
+
+    @property
+    def horizon(self) -> int | None:
+        return 0
+
+    def log_terms(self, steps: int) -> tuple[float, float]:
+        return 0.0, 0.0
+
+    def check_reach(self, latest: int, steps: int) -> None:
+        pass
+
+
+class Affine(Atom):
+    """`sum_i weights[i] * x_i + bias >= 0`; its robustness is the left side.
+
+    Predicates under one minimum should have one scale: divide by what is a lot of each, or the unit decides.
+    """
+
+    weights: dict[str, Scalar]
+    bias: Scalar = 0.0
+
+    def signal(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, "time"]:
+        total = jnp.asarray(self.bias, jnp.float32)
+        for name, weight in self.weights.items():
+            total = total + weight * signal_of(trace, name)
+        return jnp.broadcast_to(total, (steps,))
+
+    def __str__(self) -> str:
+        terms = [f"{number(weight)} * {name}" for name, weight in self.weights.items()]
+        return f"({' + '.join([*terms, number(self.bias)])} >= 0)"
+
+
+class Predicate(Atom):
+    """`function(sample) >= 0` for any function, written for one step, from the signals by name to a number.
+
+    It must not read the future: time is the operators' matter. `label` is what `str` calls it.
+    """
+
+    function: Callable[[dict[str, Any]], Any] = eqx.field(static=True)
+    label: str = eqx.field(static=True, default="predicate")
+
+    def signal(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, "time"]:
+        samples = jax.tree.map(jnp.asarray, dict(trace))
+        axes = jax.tree.map(lambda x: 0 if x.ndim else None, samples)
+        found = jax.vmap(self.function, in_axes=(axes,), axis_size=steps)(samples)
+        if found.shape != (steps,):
+            raise DataError(
+                f"{self.label} gives shape {found.shape[1:]} for one step, expected a single number; combine them."
+            )
+        return found.astype(jnp.promote_types(found.dtype, jnp.float32))
+
+    def __str__(self) -> str:
+        return f"{self.label}(...)"
+
+
+class Compare(Atom):
+    """`left >= right`, or `<=`; its robustness is the difference. Strict comparisons have the same."""
+
+    left: Expression
+    right: Expression
+    symbol: str = eqx.field(static=True, default=">=")
+
+    def __check_init__(self) -> None:
+        require(self.symbol in (">=", "<=", ">", "<"), f"{self.symbol!r} is no comparison; use >=, <=, > or <.")
+
+    def signal(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, "time"]:
+        sides = self.left.evaluate(trace), self.right.evaluate(trace)
+        greater, lesser = sides if self.symbol[0] == ">" else sides[::-1]
+        return jnp.broadcast_to(greater - lesser, (steps,))
+
+    def __str__(self) -> str:
+        return f"({self.left} {self.symbol} {self.right})"
+
+
+class Not(Formula):
+    """`-r`."""
+
+    part: Formula
+
+    def signal(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, "time"]:
+        return -self.part.signal(trace, extremes, steps)
+
+    @property
+    def horizon(self) -> int | None:
+        return self.part.horizon
+
+    def log_terms(self, steps: int) -> tuple[float, float]:
+        return self.part.log_terms(steps)[::-1]  # type: ignore[return-value]
+
+    def check_reach(self, latest: int, steps: int) -> None:
+        self.part.check_reach(latest, steps)
+
+    def __str__(self) -> str:
+        return f"(not {self.part})"
+
+
+class _Several(Formula):
+    """A connective of any number of formulas."""
+
+    parts: tuple[Formula, ...]
+
+    def __check_init__(self) -> None:
+        require(len(self.parts) > 0, f"{type(self).__name__} needs at least one formula.")
+
+    def _signals(self, trace: Trace, extremes: Extremes, steps: int) -> list[Array]:
+        return [part.signal(trace, extremes, steps) for part in self.parts]
+
+    def _worst(self, steps: int) -> tuple[float, float]:
+        below, above = zip(*(part.log_terms(steps) for part in self.parts), strict=True)
+        return max(below), max(above)
+
+    @property
+    def horizon(self) -> int | None:
+        return _furthest(*(part.horizon for part in self.parts))
+
+    def check_reach(self, latest: int, steps: int) -> None:
+        for part in self.parts:
+            part.check_reach(latest, steps)
+
+
+class And(_Several):
+    """`min_i r_i`."""
+
+    def signal(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, "time"]:
+        return reduce(extremes.lesser, self._signals(trace, extremes, steps))
+
+    def log_terms(self, steps: int) -> tuple[float, float]:
+        below, above = self._worst(steps)
+        return below + math.log(len(self.parts)), above
+
+    def __str__(self) -> str:
+        return f"({' and '.join(map(str, self.parts))})"
+
+
+class Or(_Several):
+    """`max_i r_i`."""
+
+    def signal(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, "time"]:
+        return reduce(extremes.greater, self._signals(trace, extremes, steps))
+
+    def log_terms(self, steps: int) -> tuple[float, float]:
+        below, above = self._worst(steps)
+        return below, above + math.log(len(self.parts))
+
+    def __str__(self) -> str:
+        return f"({' or '.join(map(str, self.parts))})"
+
+
+class Implies(Formula):
+    """`max(-r_left, r_right)`."""
+
+    left: Formula
+    right: Formula
+
+    @property
+    def _plain(self) -> Or:
+        return Or((Not(self.left), self.right))
+
+    def signal(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, "time"]:
+        return self._plain.signal(trace, extremes, steps)
+
+    @property
+    def horizon(self) -> int | None:
+        return self._plain.horizon
+
+    def log_terms(self, steps: int) -> tuple[float, float]:
+        return self._plain.log_terms(steps)
+
+    def check_reach(self, latest: int, steps: int) -> None:
+        self._plain.check_reach(latest, steps)
+
+    def __str__(self) -> str:
+        return f"({self.left} -> {self.right})"
+
+
+class _Timed(Formula):
+    """An operator over the steps `t + start` to `t + end`, both included; without an end, to that of the trace."""
+
+    @property
+    @abc.abstractmethod
+    def interval(self) -> tuple[int, int | None]:
+        """`start` and `end`."""
+
+    def __check_init__(self) -> None:
+        start, end = self.interval
+        whole = isinstance(start, int) and isinstance(end, int | None)
+        require(
+            whole and start >= 0 and (end is None or end >= start),
+            f"an interval is two whole numbers 0 <= start <= end, or has no end, but is [{start}, {end}].",
+        )
+
+    def _width(self, steps: int) -> int:
+        start, end = self.interval
+        return steps if end is None else end - start + 1
+
+    def _count(self, steps: int) -> int:
+        """The greatest number of steps that a window holds."""
+        return max(1, min(self._width(steps), steps - self.interval[0]))
+
+    def _last(self, latest: int, steps: int) -> int:
+        """The last step that a window asked for at `latest` looks at. Raises `DataError` if it is empty."""
+        start, end = self.interval
+        if latest + start >= steps:
+            raise DataError(
+                f"{self} is asked for at step {latest} and looks {start} steps ahead, but the trace has {steps} "
+                "steps: give a longer one, bound the intervals around it, or allow empty windows (strict=False)."
+            )
+        return steps - 1 if end is None else min(latest + end, steps - 1)
+
+    def _within(self) -> str:
+        start, end = self.interval
+        return "" if (start, end) == (0, None) else f"[{start},{'inf' if end is None else end}]"
+
+
+class _Quantified(_Timed):
+    part: Formula
+    start: int = eqx.field(static=True, default=0)
+    end: int | None = eqx.field(static=True, default=None)
+
+    @property
+    def interval(self) -> tuple[int, int | None]:
+        return self.start, self.end
+
+    @property
+    def horizon(self) -> int | None:
+        inner = self.part.horizon
+        return None if inner is None or self.end is None else self.end + inner
+
+    def check_reach(self, latest: int, steps: int) -> None:
+        self.part.check_reach(self._last(latest, steps), steps)
+
+
+class Always(_Quantified):
+    """`min_{start <= k <= end} r(t + k)`."""
+
+    def signal(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, "time"]:
+        return extremes.least(self.part.signal(trace, extremes, steps), self.start, self._width(steps))
+
+    def log_terms(self, steps: int) -> tuple[float, float]:
+        below, above = self.part.log_terms(steps)
+        return below + math.log(self._count(steps)), above
+
+    def __str__(self) -> str:
+        return f"(always{self._within()} {self.part})"
+
+
+class Eventually(_Quantified):
+    """`max_{start <= k <= end} r(t + k)`."""
+
+    def signal(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, "time"]:
+        return extremes.greatest(self.part.signal(trace, extremes, steps), self.start, self._width(steps))
+
+    def log_terms(self, steps: int) -> tuple[float, float]:
+        below, above = self.part.log_terms(steps)
+        return below, above + math.log(self._count(steps))
+
+    def __str__(self) -> str:
+        return f"(eventually{self._within()} {self.part})"
+
+
+class Until(_Timed):
+    """`max_{start <= k <= end} min(r_right(t + k), min_{0 <= j < k} r_left(t + j))`.
+
+    `left` holds at every step before the one at which `right` does; it need not hold at that one. Where it must, say
+    `left until (left and right)`. Exact, it costs O(T log T); smooth, O(T w) for an interval of w steps.
+    """
+
+    left: Formula
+    right: Formula
+    start: int = eqx.field(static=True, default=0)
+    end: int | None = eqx.field(static=True, default=None)
+
+    @property
+    def interval(self) -> tuple[int, int | None]:
+        return self.start, self.end
+
+    def signal(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, "time"]:
+        held, goal = (part.signal(trace, extremes, steps) for part in (self.left, self.right))
+        return extremes.until(held, goal, self.start, self._width(steps))
+
+    @property
+    def horizon(self) -> int | None:
+        if self.end is None:
+            return None
+        inner = self.right.horizon, self.left.horizon
+        return _furthest(*(None if h is None else self.end - i + h for i, h in enumerate(inner)))
+
+    def log_terms(self, steps: int) -> tuple[float, float]:
+        below, above = zip(self.left.log_terms(steps), self.right.log_terms(steps), strict=True)
+        most = min(self.start + self._width(steps), steps)  # of `left` k at most, and one of `right`
+        return max(below) + math.log(most), max(above) + math.log(self._count(steps))
+
+    def check_reach(self, latest: int, steps: int) -> None:
+        last = self._last(latest, steps)
+        self.right.check_reach(last, steps)
+        if last > latest:
+            self.left.check_reach(last - 1, steps)
+
+    def __str__(self) -> str:
+        return f"({self.left} until{self._within()} {self.right})"
+
+
+def _furthest(*horizons: int | None) -> int | None:
+    known = [h for h in horizons if h is not None]
+    return max(known) if len(known) == len(horizons) else None

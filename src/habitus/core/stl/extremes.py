@@ -1,23 +1,26 @@
 """Greatest and least values over windows of time, exact or smooth.
 
-A window of w steps is put together from disjoint blocks whose lengths are the powers of two in w. Each block is made
-from two of half its length, so a window costs O(T log w) and as many operations as w has binary digits, whatever T.
-As the blocks are disjoint it works for sums of exponentials, which must not count a step twice, as for maxima.
+A window of w steps is put together from disjoint blocks whose lengths are the powers of two in w, each block from two
+of half its length: O(T log w) work, and one loop body to compile whatever T and w. As the blocks are disjoint it works
+for sums of exponentials, which must not count a step twice, as well as for maxima.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from habitus.core.stl.expressions import Scalar
 
 LARGE = 1e30  # stands for infinity, whose differences would be NaN in gradients
+Pair = tuple[Array, Array]
 
 
 class Extremes(eqx.Module):
@@ -35,17 +38,15 @@ class Extremes(eqx.Module):
 
     def greater(self, x: Float[Array, "time"], y: Float[Array, "time"]) -> Float[Array, "time"]:
         """The greater of two values."""
-        if self.temperature is None:
-            return jnp.maximum(x, y)
-        return self.temperature * jnp.logaddexp(x / self.temperature, y / self.temperature)
+        return _greater(self.temperature, x, y)
 
     def lesser(self, x: Float[Array, "time"], y: Float[Array, "time"]) -> Float[Array, "time"]:
         """The lesser of two values."""
-        return -self.greater(-x, -y)
+        return _lesser(self.temperature, x, y)
 
     def greatest(self, x: Float[Array, "time"], start: int, width: int) -> Float[Array, "time"]:
         """At each t the greatest over the `width` steps from `t + start` on that there are; -LARGE if there is none."""
-        return window(self.greater, -LARGE, self.only_valid(x, -LARGE), start, width)
+        return window(_greater, self.temperature, -LARGE, self._real(x, -LARGE), start, width)  # type: ignore[no-any-return]
 
     def least(self, x: Float[Array, "time"], start: int, width: int) -> Float[Array, "time"]:
         """At each t the least over the `width` steps from `t + start` on that there are; LARGE if there is none."""
@@ -55,67 +56,95 @@ class Extremes(eqx.Module):
         self, held: Float[Array, "time"], goal: Float[Array, "time"], start: int, width: int
     ) -> Float[Array, "time"]:
         """At each t `max_k min(goal[t + k], min_{j < k} held[t + j])` over `start <= k < start + width`."""
-        held, goal = self.only_valid(held, LARGE), self.only_valid(goal, -LARGE)
-        if start >= len(goal):
+        steps = len(goal)
+        if start >= steps:
             return jnp.full_like(goal, -LARGE)
+        held, goal = self._real(held, LARGE), self._real(goal, -LARGE)
         before = self.least(held, 0, start) if start else jnp.full_like(held, LARGE)
-        if self.temperature is not None:
-            return self._smooth_until(before, held, goal, start, width)
-        found = window(_joined, (LARGE, -LARGE), (held, goal), start, width)[1]
-        return jnp.minimum(before, found)
+        if self.temperature is None:
+            found = window(_joined, None, (LARGE, -LARGE), (held, goal), start, width)[1]
+            return jnp.minimum(before, found)
+        ks = np.arange(start, min(start + width, steps), dtype=np.int32)
+        return _smooth_until(self.temperature, before, held, goal, ks)
 
-    def _smooth_until(self, before: Array, held: Array, goal: Array, start: int, width: int) -> Float[Array, "time"]:
-        """As written, one k after the other, for all t at once: soft minima do not distribute over soft maxima."""
-        held, goal = padded(held, LARGE), padded(goal, -LARGE)
-
-        def advance(now: tuple[Array, Array], k: Int[Array, ""]) -> tuple[tuple[Array, Array], None]:
-            before, best = now
-            best = self.greater(best, self.lesser(before, shifted(goal, k)))
-            return (self.lesser(before, shifted(held, k)), best), None
-
-        ks = jnp.arange(start, min(start + width, len(before)))
-        return jax.lax.scan(advance, (before, jnp.full_like(before, -LARGE)), ks)[0][1]
-
-    def only_valid(self, x: Float[Array, "time"], blank: float) -> Float[Array, "time"]:
+    def _real(self, x: Float[Array, "time"], blank: float) -> Float[Array, "time"]:
         """The values, `blank` where the step is not real."""
         return x if self.valid is None else jnp.where(self.valid, x, blank)
 
 
-def _joined(early: tuple[Array, Array], late: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Of two stretches of time, one after the other: (least held, until within), for both together."""
-    return jnp.minimum(early[0], late[0]), jnp.maximum(early[1], jnp.minimum(early[0], late[1]))
-
-
-def window(combine: Callable[[Any, Any], Any], blank: Any, x: Any, start: int, width: int) -> Any:
+def window(
+    combine: Callable[[Scalar | None, Any, Any], Any],
+    temperature: Scalar | None,
+    blank: Any,
+    x: Any,
+    start: int,
+    width: int,
+) -> Any:
     """At each t, `combine` over the `width` steps from `t + start` on; past the end there is `blank`.
 
     Args:
-        combine: associative, with `blank` as its neutral element; the earlier argument is the earlier stretch.
+        combine: of the temperature, an earlier stretch and the one after it; associative, with `blank` as its neutral
+            element. A function of a module, so that what is compiled for it is found again.
         x: a tree of signals [time]; `blank` is a tree of numbers alike.
     """
     steps = len(jax.tree.leaves(x)[0])
-    width, size, found, block = min(width, steps), 1, None, x
-
-    def later(block: Any, by: int) -> Any:
-        return jax.tree.map(lambda leaf, empty: shifted(padded(leaf, empty), min(by, steps)), block, blank)
-
-    while True:
-        if width & size:
-            piece = later(block, start)
-            found = piece if found is None else combine(found, piece)
-            start += size
-        if 2 * size > width:
-            assert found is not None
-            return found
-        block, size = combine(block, later(block, size)), 2 * size
+    width = min(width, steps)
+    sizes = 2 ** np.arange(width.bit_length(), dtype=np.int32)
+    starts = np.minimum(start + width % sizes, steps).astype(np.int32)
+    return _doubled(combine, temperature, blank, x, (sizes, starts, (width & sizes) > 0))
 
 
-def padded(x: Float[Array, "time"], blank: float) -> Float[Array, "twice"]:
+@partial(jax.jit, static_argnums=0)
+def _doubled(combine: Any, temperature: Scalar | None, blank: Any, x: Any, rows: Any) -> Any:
+    """`window`, given for each power of two how long, from where and whether its block takes part."""
+
+    def later(block: Any, by: Array) -> Any:
+        return jax.tree.map(lambda leaf, empty: _shifted(_padded(leaf, empty), by), block, blank)
+
+    def double(now: tuple[Any, Any], row: tuple[Array, Array, Array]) -> tuple[tuple[Any, Any], None]:
+        block, found = now
+        size, start, taken = row
+        longer = combine(temperature, found, later(block, start))
+        found = jax.tree.map(lambda new, old: jnp.where(taken, new, old), longer, found)
+        return (combine(temperature, block, later(block, size)), found), None
+
+    nothing = jax.tree.map(lambda leaf, empty: jnp.full_like(leaf, empty), x, blank)
+    return jax.lax.scan(double, (x, nothing), rows)[0][1]
+
+
+@jax.jit
+def _smooth_until(temperature: Scalar, before: Array, held: Array, goal: Array, ks: Array) -> Array:
+    """As it is written, one k after the other, for all t at once: soft minima do not distribute over soft maxima."""
+    held, goal = _padded(held, LARGE), _padded(goal, -LARGE)
+
+    def advance(now: Pair, k: Int[Array, ""]) -> tuple[Pair, None]:
+        before, best = now
+        best = _greater(temperature, best, _lesser(temperature, before, _shifted(goal, k)))
+        return (_lesser(temperature, before, _shifted(held, k)), best), None
+
+    return jax.lax.scan(advance, (before, jnp.full_like(before, -LARGE)), ks)[0][1]
+
+
+def _greater(temperature: Scalar | None, x: Array, y: Array) -> Array:
+    if temperature is None:
+        return jnp.maximum(x, y)
+    return temperature * jnp.logaddexp(x / temperature, y / temperature)
+
+
+def _lesser(temperature: Scalar | None, x: Array, y: Array) -> Array:
+    return -_greater(temperature, -x, -y)
+
+
+def _joined(temperature: Scalar | None, early: Pair, late: Pair) -> Pair:
+    """Of two stretches of time, (least held, until within), for both together; exact ones only."""
+    return jnp.minimum(early[0], late[0]), jnp.maximum(early[1], jnp.minimum(early[0], late[1]))
+
+
+def _padded(x: Array, blank: Any) -> Array:
     """A signal with as much blank after it."""
     return jnp.concatenate([x, jnp.full_like(x, blank)])
 
 
-def shifted(x: Float[Array, "twice"], by: int | Int[Array, ""]) -> Float[Array, "time"]:
-    """The `time` values of a padded signal from `by` on."""
-    # an index that is data: outside of jit one program does for all
+def _shifted(x: Array, by: Any) -> Array:
+    """The first half of a padded signal, moved to the past by as many steps."""
     return jax.lax.dynamic_slice_in_dim(x, by, len(x) // 2)

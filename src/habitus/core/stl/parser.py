@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from habitus.core.errors import FormulaError, suggest
-from habitus.core.stl import formulas
+from habitus.core.stl import formulas, temporal
 from habitus.core.stl.expressions import FUNCTIONS, INFIX, Expression, Number, Operation, Signal
 from habitus.core.stl.formulas import Formula
 
@@ -40,7 +40,7 @@ SYNONYMS = {
 }  # fmt: skip
 COMPARISONS = (">=", "<=", ">", "<")
 POWERS = {"->": 1, "or": 2, "and": 3, "until": 4, **dict.fromkeys(COMPARISONS, 5), "+": 6, "-": 6, "*": 7, "/": 7}
-TEMPORAL = {"always": formulas.Always, "eventually": formulas.Eventually}
+TEMPORAL = {"always": temporal.Always, "eventually": temporal.Eventually}
 RESERVED = {"->", "or", "and", "until", "not", *TEMPORAL}
 MAX_DEPTH = 60  # of nesting
 MAX_LENGTH = 20_000  # of the text, in characters
@@ -168,7 +168,7 @@ class _Parser:
             return self.node(compared, left.column, left, right)
         first, second = self.as_formula(left), self.as_formula(right)
         if symbol == "until":
-            return self.node(formulas.Until(first, second, *interval), left.column, left, right)
+            return self.node(temporal.Until(first, second, *interval), left.column, left, right)
         if symbol == "->":
             return self.node(formulas.Implies(first, second), left.column, left, right)
         kind = formulas.And if symbol == "and" else formulas.Or

@@ -86,7 +86,7 @@ def test_the_covariance_of_a_learner():
 
 def test_integers_are_replaced_at_random():
     world = BitFlip()
-    flips = jax.vmap(lambda key: jnp.argmax(step(world, key)))(jax.random.split(jax.random.key(0), 2_000))
+    flips = jax.jit(jax.vmap(lambda key: jnp.argmax(step(world, key))))(jax.random.split(jax.random.key(0), 2_000))
     counts = np.bincount(np.asarray(flips), minlength=8) / 2_000
     assert counts[3] == pytest.approx(0.5 + 0.5 / 8, abs=0.05) and (counts > 0.03).all()
 

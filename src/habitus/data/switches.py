@@ -177,7 +177,8 @@ def switch_samples(
     behaviour = _drawn(legal, np.asarray(shares), rng)
     others = (old + rng.integers(1, max(tasks, 2), size)) % tasks
     new = np.where(behaviour == FORWARD, old, others)
-    made = np.stack([_chunk(shown, *sample, length) for sample in zip(rows, behaviour, new, strict=True)])
+    samples = zip(rows.tolist(), behaviour.tolist(), new.tolist(), strict=True)
+    made = np.stack([_chunk(shown, *sample, length) for sample in samples])
     first = np.isin(rows, log.starts)
     parts = {
         "previous": (old, spaces.Discrete(tasks)),
@@ -217,10 +218,10 @@ def _drawn(
 
 def _chunk(shown: Demonstrations, row: int, behaviour: int, new: int, length: int) -> np.ndarray:
     if behaviour == FORWARD:
-        return shown.forward(int(row), length)
+        return shown.forward(row, length)
     if behaviour == ROLLBACK:
-        return shown.rollback(int(row), length)
-    return shown.advance(int(row), shown.nearest(int(row), int(new)), length)
+        return shown.rollback(row, length)
+    return shown.advance(row, shown.nearest(row, new), length)
 
 
 def _as_log(log: Dataset, rows: np.ndarray, made: np.ndarray, parts: dict[str, tuple[np.ndarray, Any]]) -> Dataset:

@@ -64,8 +64,8 @@ class NoisyActions(Wrapper):
         space = self.action_space
         if isinstance(space, spaces.Box):
             return jax.random.uniform(key, space.shape, minval=space.low, maxval=space.high)
-        count = space.n if isinstance(space, spaces.Discrete) else space.nvec  # type: ignore[attr-defined]
-        return jax.random.randint(key, space.shape, 0, jnp.asarray(count)) + jnp.asarray(space.start)  # type: ignore[attr-defined]
+        count = jnp.asarray(space.n if isinstance(space, spaces.Discrete) else space.nvec)  # type: ignore[attr-defined]
+        return jax.random.randint(key, count.shape, 0, count) + jnp.asarray(space.start)  # type: ignore[attr-defined]
 
 
 def dart_covariance(

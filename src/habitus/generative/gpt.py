@@ -72,9 +72,10 @@ class DenoisingTransformer(eqx.Module):
         self.dropout = dropout
         self.body = Transformer(width, layers, heads, body, "gelu")
         self.tell, self.state, self.action = (
-            Linear(n, width, k) for n, k in ((levels, tell), (obs, state), (actions, action))
+            Linear.random(n, width, k) for n, k in ((levels, tell), (obs, state), (actions, action))
         )
-        self.places, self.out = 0.02 * jax.random.normal(place, (goals + predicted, width)), Linear(width, actions, out)
+        self.places = 0.02 * jax.random.normal(place, (goals + predicted, width))
+        self.out = Linear.random(width, actions, out)
 
     def __call__(
         self,

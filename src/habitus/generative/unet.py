@@ -69,8 +69,8 @@ class FilmBlock(eqx.Module):
     def __init__(self, inputs: int, outputs: int, width: int, condition: int, key: PRNGKeyArray):
         a, b, c, d = jax.random.split(key, 4)
         self.first, self.second = ConvBlock(inputs, outputs, width, a), ConvBlock(outputs, outputs, width, b)
-        self.film = Linear(condition, 2 * outputs, c)
-        self.past = None if inputs == outputs else Linear(inputs, outputs, d)
+        self.film = Linear.random(condition, 2 * outputs, c)
+        self.past = None if inputs == outputs else Linear.random(inputs, outputs, d)
 
     def __call__(
         self, x: Float[Array, "time inputs"], condition: Float[Array, "condition"]
@@ -153,8 +153,9 @@ class ConditionalUNet(eqx.Module):
         sizes = [columns, *channels]
         self.columns, self.condition, self.levels, self.embedding = columns, condition, levels, embedding
         self.enter = (
-            Linear(levels * embedding, 4 * embedding, next(keys)), Linear(4 * embedding, embedding, next(keys)),
-        )  # fmt: skip
+            Linear.random(levels * embedding, 4 * embedding, next(keys)),
+            Linear.random(4 * embedding, embedding, next(keys)),
+        )
         self.down = tuple(
             Stage(a, b, width, size, next(keys), Conv(b, b, 3, next(keys), stride=2) if i < deep - 1 else None)
             for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True))
@@ -164,7 +165,7 @@ class ConditionalUNet(eqx.Module):
             Stage(2 * b, a, width, size, next(keys), Doubled(a, a, next(keys)))
             for a, b in reversed(list(zip(sizes[1:-1], sizes[2:], strict=True)))
         )
-        self.out = ConvBlock(sizes[1], sizes[1], width, next(keys)), Linear(sizes[1], columns, next(keys))
+        self.out = ConvBlock(sizes[1], sizes[1], width, next(keys)), Linear.random(sizes[1], columns, next(keys))
 
     def __call__(
         self, x: Float[Array, "time columns"], level: Num[Array, "..."], *condition: Float[Array, "..."]

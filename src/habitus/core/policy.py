@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from habitus.core.errors import CheckpointError
 from habitus.core.protocols import Policy
 from habitus.core.spec import Spec, space_from_json, space_to_json
+from habitus.core.trees import Metrics
 
 
 class Deployed(Policy):
@@ -49,6 +50,9 @@ class Deployed(Policy):
 
     def rewarded(self, carry: Any, reward: Float[Array, ""]) -> Any:
         return self.policy.rewarded(carry, reward)
+
+    def report(self, carry: Any) -> Metrics:
+        return self.policy.report(carry)
 
     def __call__(self, obs: Any, carry: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
         action, carry = self.policy(self.spec.encode_obs(obs), carry, key)
@@ -124,6 +128,10 @@ class Session:
     def reward(self, reward: float) -> None:
         """What the last action earned; policies that aim at a return must be told."""
         self.carry = self.policy.rewarded(self.carry, jnp.asarray(reward, jnp.float32))
+
+    def report(self) -> dict[str, float]:
+        """What the policy says of the episode so far, such as the `staleness` of its plan in steps."""
+        return {name: float(value) for name, value in self.policy.report(self.carry).items()}
 
     def reset(self) -> None:
         """A new episode begins."""

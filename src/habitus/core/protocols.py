@@ -43,6 +43,14 @@ class Policy(eqx.Module):
         del reward
         return carry
 
+    def report(self, carry: Carry) -> Metrics:
+        """What the policy has to say of the episode so far, such as the `staleness` of its plan in steps.
+
+        A policy that holds another passes it on.
+        """
+        del carry
+        return {}
+
     @abc.abstractmethod
     def __call__(self, obs: Obs, carry: Carry, key: PRNGKeyArray) -> tuple[Action, Carry]:
         """The action for one observation, and the next carry."""

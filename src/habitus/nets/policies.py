@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from habitus.core.protocols import Policy
-from habitus.core.trees import take
+from habitus.core.trees import Metrics, take
 from habitus.nets.distributions import Distribution, Normal
 from habitus.nets.normalise import Standardiser
 
@@ -69,6 +69,9 @@ class Noisy(Policy):
     def rewarded(self, carry: Any, reward: Float[Array, ""]) -> Any:
         return self.policy.rewarded(carry, reward)
 
+    def report(self, carry: Any) -> Metrics:
+        return self.policy.report(carry)
+
     def __call__(self, obs: Array, carry: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
         act_key, noise_key = jax.random.split(key)
         action, carry = self.policy(obs, carry, act_key)
@@ -87,6 +90,9 @@ class Normalised(Policy):
 
     def rewarded(self, carry: Any, reward: Float[Array, ""]) -> Any:
         return self.policy.rewarded(carry, reward)
+
+    def report(self, carry: Any) -> Metrics:
+        return self.policy.report(carry)
 
     def __call__(self, obs: Array, carry: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
         return self.policy(self.normaliser(obs), carry, key)

@@ -1,0 +1,1 @@
+"""From plans to actions: executing chunks, re-planning, keeping plans half denoised, thinking slowly."""

@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 # Where each public name lives. They are imported when first used: JAX takes half a second.
 _HOMES = {
     "Card": "core.card",
+    "Client": "serve.client",
     "Dataset": "data.dataset",
     "DatasetSource": "data.source",
     "Deployed": "core.policy",
@@ -25,6 +26,7 @@ _HOMES = {
     "HostEnv": "core.protocols",
     "Learner": "core.protocols",
     "Policy": "core.protocols",
+    "PolicyServer": "serve.server",
     "Prioritised": "data.prioritised",
     "Replay": "train.sources",
     "Rollouts": "train.rollouts",
@@ -73,6 +75,8 @@ if TYPE_CHECKING:
     from habitus.measure.evaluate import evaluate as evaluate
     from habitus.measure.ope import evaluate_offline as evaluate_offline
     from habitus.report.page import write_report as write_report
+    from habitus.serve.client import Client as Client
+    from habitus.serve.server import PolicyServer as PolicyServer
     from habitus.train.logs import record_log as record_log
     from habitus.train.loop import learn as learn
     from habitus.train.recipe import Stages as Stages

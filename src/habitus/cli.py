@@ -1,4 +1,4 @@
-"""The command line: `habitus learn | evaluate | measure | data | claim | methods | cite | report`.
+"""The command line: `habitus learn | evaluate | measure | data | claim | methods | cite | report | serve`.
 
 Only the standard library is imported to print help or to list methods.
 """
@@ -97,6 +97,15 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("report", _report, "write one page about one or more runs")
     sub.add_argument("runs", type=Path, nargs="+")
     sub.add_argument("--out", type=Path, default=Path("report.html"))
+    sub = command("serve", _serve, "answer observations with actions, over WebSocket")
+    sub.add_argument("run", type=Path, help="a run folder, or a saved policy")
+    sub.add_argument("--policy", type=int, default=0, help="which of the run's seeds, counted from 0")
+    sub.add_argument("--hz", type=float, default=50.0, help="control rate; an answer must be ready within 1/hz")
+    sub.add_argument("--host", default="127.0.0.1", help="anything but loopback needs HABITUS_TOKEN")
+    sub.add_argument("--port", type=int, default=8765)
+    sub.add_argument("--batch", type=int, default=1, help="most observations of one request")
+    sub.add_argument("--chunk", type=int, default=1, help="actions of an answer that is a chunk")
+    sub.add_argument("--sessions", type=int, default=16, help="how many may be connected at once")
     return parser
 
 
@@ -368,6 +377,19 @@ def _report(args: argparse.Namespace) -> None:
     from habitus.report.page import write_report
 
     print(write_report(args.runs, args.out).resolve())
+
+
+def _serve(args: argparse.Namespace) -> None:
+    import os
+
+    from habitus.serve.server import PolicyServer
+
+    policies, _ = _policies(args.run)
+    if not 0 <= args.policy < len(policies):
+        raise ConfigError(f"--policy must be from 0 to {len(policies) - 1}, but is {args.policy}.")
+    token = os.environ.get("HABITUS_TOKEN")  # not an option: those are shown to everyone on the machine
+    limits = {"batch": args.batch, "chunk": args.chunk, "max_sessions": args.sessions}
+    PolicyServer(policies[args.policy], hz=args.hz, host=args.host, port=args.port, token=token, **limits).run()
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def test_gaussian_data_come_out_as_from_whole_chains():
         return jax.lax.scan(step, policy.init(), jax.random.split(key, 30))[1][10:]
 
     streamed = jax.jit(jax.vmap(run))(jax.random.split(KEY, 300))
-    whole = jax.vmap(lambda k: planner(jnp.zeros((2, 2)), k).chunk)(jax.random.split(KEY, 1500))
+    whole = jax.jit(jax.vmap(lambda k: planner(jnp.zeros((2, 2)), k).chunk))(jax.random.split(KEY, 1500))
     assert abs(streamed.mean() - 0.2) < 0.01 and abs(streamed.std() - whole.std()) < 0.01
 
 

@@ -132,12 +132,22 @@ class Denoising(Planner):
         key: PRNGKeyArray,
         before: Int[Array, "rows"] | int = -1,
     ) -> Float[Array, "rows columns"]:
+        """As `raised`, with noise of its own."""
+        return self.raised(chunk, level, jax.random.normal(key, chunk.shape), before)
+
+    def raised(
+        self,
+        chunk: Float[Array, "rows columns"],
+        level: Int[Array, "rows"],
+        noise: Float[Array, "rows columns"],
+        before: Int[Array, "rows"] | int = -1,
+    ) -> Float[Array, "rows columns"]:
         """Each row raised from the level `before` to `level`; rows that are there or above stay as they are.
 
         `x' = sqrt(a'/a) x + sqrt(1 - a'/a) z`.
         """
         share = jnp.minimum(self._kept(level) / self._kept(jnp.broadcast_to(jnp.asarray(before), level.shape)), 1.0)
-        return jnp.sqrt(share) * chunk + jnp.sqrt(1 - share) * jax.random.normal(key, chunk.shape)
+        return jnp.sqrt(share) * chunk + jnp.sqrt(1 - share) * noise
 
     def _kept(self, level: Int[Array, "rows"]) -> Float[Array, "rows 1"]:
         """`alpha_bar` of each row; 1 for a clean one."""

@@ -119,12 +119,13 @@ class Streaming(Executor):
         They leave, and with them the rows behind the last whole part; as many rows of pure noise join at the end.
         The rows of the past get noise up to the level of the row of now.
         """
-        tail_key, past_key = jax.random.split(key)
         cut = (self.planner.length - (self.observe - 1)) % self.execute
         keep = slice(self.execute, self.planner.length - cut)
-        tail = jax.random.normal(tail_key, (self.execute + cut, self.planner.action_size))
-        chunk = jnp.concatenate([buffer.chunk[keep], tail])
+        chunk = jnp.concatenate([buffer.chunk[keep], jnp.zeros((self.execute + cut, self.planner.action_size))])
         level = jnp.append(buffer.level[keep], jnp.full(self.execute + cut, self.planner.levels - 1, jnp.int32))
         past = jnp.arange(self.planner.length) < self.observe - 1
         wanted = jnp.where(past, jnp.maximum(level[self.observe - 1], level), level)
-        return Buffer(self.planner.noised(chunk, wanted, past_key, level), wanted)
+        noise = jax.random.normal(key, chunk.shape)  # no row needs it twice
+        new = jnp.arange(self.planner.length) >= self.planner.length - self.execute - cut
+        raised = self.planner.raised(chunk, wanted, noise, level)
+        return Buffer(jnp.where(new[:, None], noise, raised), wanted)

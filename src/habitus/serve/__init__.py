@@ -1,0 +1,1 @@
+"""A policy server over WebSocket, and its client."""

@@ -1,4 +1,4 @@
-"""A real server on a free loopback port: what it answers, what it refuses, and that sessions do not disturb each other."""
+"""A real server on a free loopback port: what it answers and refuses, and that sessions do not disturb each other."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 import urllib.error
 import urllib.request
 
+import jax
 import jax.numpy as jnp
 import msgpack
 import numpy as np
@@ -79,15 +80,17 @@ def asked(socket, message):
 
 def test_it_is_compiled_before_it_listens_and_says_what_it_serves(server, client):
     assert server.compiled_s > 0
-    programs = [*server.engine._one.values(), *server.engine._many.values()]
-    before = [p._cache_size() for p in programs]
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
     client.act(HERE)
     client.act(HERE, chunk=True, reward=1.0)
     client.reset(seed=1, batch=2)
     client.act({"at": np.zeros((2, 2)), "kind": [0, 1]})
     client.reset(members=[0])
     client.act({"at": np.zeros((2, 2)), "kind": [0, 1]}, chunk=True)
-    assert before == [p._cache_size() for p in programs] == [1] * 4
+    assert [name for name in compiled if "compile" in name] == []
+    jax.jit(lambda x: x + 3)(1.0)
+    assert any("compile" in name for name in compiled)  # it would have been seen
     assert client.hello["batch"] == 3 and client.hello["chunk"] == 4 and client.hello["deadline_ms"] == 2000
     assert client.hello["spaces"]["action"]["shape"] == [3]
 
@@ -166,8 +169,7 @@ BAD = {
 
 def test_what_is_wrong_is_said_and_changes_neither_this_session_nor_another(server, client):
     client.act(HERE)
-    count = 0
-    for name, (message, code) in BAD.items():
+    for count, (name, (message, code)) in enumerate(BAD.items(), 1):
         with raw(server) as socket:
             assert asked(socket, {"op": "act", "id": 0, "obs": HERE})["action"] is not None
             found = asked(socket, message)
@@ -175,7 +177,6 @@ def test_what_is_wrong_is_said_and_changes_neither_this_session_nor_another(serv
             assert code in CODES and found["message"].endswith("."), name
             again = asked(socket, {"op": "act", "id": 8, "obs": HERE, "step": 1})
             assert np.round(array(again["action"]), 3).tolist() == [1, 0, 1], name
-        count += 1
         assert shown(client.act(HERE))[0] == count
 
 
@@ -183,21 +184,28 @@ def test_far_too_large_a_message_ends_its_connection_and_no_other(server, client
     with raw(server) as socket:
         with pytest.raises(ConnectionClosed) as closed:
             asked(socket, b"\x00" * (17 * server.max_bytes))
-        assert closed.value.rcvd.code == 1009
+        assert closed.value.rcvd is None or closed.value.rcvd.code == 1009
     assert shown(client.act(HERE))[0] == 0
 
 
+def settle(server):
+    """Until the server has heard that all clients left."""
+    for _ in range(500):
+        if server.connected == 0:
+            return
+        time.sleep(0.02)
+    raise AssertionError("sessions stay open")
+
+
 def test_there_are_only_so_many_sessions(server):
+    settle(server)
     held = [Client(server.url) for _ in range(4)]
     with pytest.raises(ServeError, match="takes 4 sessions") as refused:
         Client(server.url)
     assert refused.value.code == "busy"
     for one in held:
         one.close()
-    for _ in range(100):  # the server hears of it a moment later
-        if server.connected == 0:
-            break
-        time.sleep(0.02)
+    settle(server)
     with Client(server.url) as after:
         assert shown(after.act(HERE))[0] == 0
 
@@ -214,7 +222,7 @@ def test_the_page_shows_latencies_and_sessions_and_asks_nothing_of_the_network(s
     assert page == PAGE and "default-src 'none'" in headers["Content-Security-Policy"]
     assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
     stats = json.loads(fetched(server, "/stats")[0])
-    assert [s["number"] for s in stats["sessions"]] == [client.hello["session"]] and stats["sessions"][0]["step"] == 1
+    assert [s["step"] for s in stats["sessions"] if s["number"] == client.hello["session"]] == [1]
     assert sum(stats["latency"]["counts"]) == stats["latency"]["acts"] > 0
     with pytest.raises(urllib.error.HTTPError, match="404"):
         fetched(server, "/elsewhere")
@@ -271,7 +279,6 @@ def test_settings_out_of_their_domain_are_refused(settings):
 
 @pytest.mark.parametrize("options", [["--host", "0.0.0.0"], ["--policy", "1"]])
 def test_the_command_refuses_what_cannot_be_served(options, tmp_path, capsys, monkeypatch):
-    import jax
 
     from habitus.core.spec import Spec as _Spec
     from habitus.nets.heads import DeterministicActor

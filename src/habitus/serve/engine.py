@@ -49,7 +49,7 @@ class Engine:
             carry = self.many if batched else self.single
             for n in {1, self.chunk}:
                 for _ in range(2):  # the carry that comes back is the compiled program's own
-                    _, carry, _ = self.act(seen, carry, key, 0, n, batched)
+                    _, carry, _ = self._run(seen, carry, key, 0, n, batched)
             self.hear(carry, np.zeros(self.batch if batched else (), np.float32), batched)
         return time.perf_counter() - began
 
@@ -61,12 +61,15 @@ class Engine:
         Raises:
             ServeError: `policy_failed`, if an action is not finite.
         """
-        program = (self._many if batched else self._one)[n]
-        action, carry, report = program(self.arrays, obs, carry, key, np.uint32(tick))
-        action = np.asarray(action)
+        action, carry, report = self._run(obs, carry, key, tick, n, batched)
         if not np.isfinite(action).all():
             raise ServeError("policy_failed", "the policy's action is not finite; the session is as it was before.")
-        return action, carry, {name: np.asarray(value) for name, value in report.items()}
+        return action, carry, report
+
+    def _run(self, obs: Any, carry: Any, key: Any, tick: int, n: int, batched: bool) -> tuple[np.ndarray, Any, Any]:
+        program = (self._many if batched else self._one)[n]
+        action, carry, report = program(self.arrays, obs, carry, key, np.uint32(tick))
+        return np.asarray(action), carry, {name: np.asarray(value) for name, value in report.items()}
 
     def hear(self, carry: Any, reward: np.ndarray, batched: bool) -> Any:
         """The carry once a reward is heard."""

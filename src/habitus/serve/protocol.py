@@ -70,6 +70,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     array = np.asarray(value)
+    if array.ndim == 0 and array.dtype.name in TYPES:
+        return array.item()
     if array.dtype.name not in TYPES:
         raise ServeError("malformed", f"an array of {array.dtype} cannot be sent; use one of {', '.join(TYPES)}.")
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)

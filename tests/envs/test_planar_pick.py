@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from habitus.core.errors import ConfigError, SpaceMismatch
+from habitus.core.errors import ConfigError
 from habitus.data.behaviours import PickAndPlace
+from habitus.envs.noise import NoisyActions
 from habitus.envs.registry import make
 from habitus.envs.render import render
 from habitus.envs.worlds.planar_pick import OBSTACLE, RADIUS, TARGETS, PickState, PlanarPick
-from habitus.envs.wrappers import Disturbed
 from habitus.train.logs import record_log
 
 KEY = jax.random.key(0)
 WORLD = PlanarPick()
-DART = (0.2, 0.2, 0.0)
+DART = np.array([0.2, 0.2, 0.0], np.float32)
 step = jax.jit(lambda state, action: WORLD.step(state, action, KEY))
 
 
@@ -92,7 +92,7 @@ def test_it_is_solved_when_both_lie_on_different_targets_and_none_is_held():
 @pytest.fixture(scope="module")
 def logs():
     world, expert = make("planar-pick"), PickAndPlace.of(WORLD)
-    return record_log(expert, world, 100), record_log(expert, Disturbed(world, DART), 100)
+    return record_log(expert, world, 100), record_log(expert, NoisyActions(world, jnp.asarray(DART)), 100)
 
 
 def test_the_expert_succeeds_always_in_about_sixty_steps_with_and_without_noise(logs):
@@ -125,19 +125,7 @@ def test_the_expert_has_eight_ways_and_keeps_to_one():
     assert first[0][0] < 0 < first[1][0]
 
 
-def test_disturbed_actions_stay_within_bounds_and_what_makes_no_sense_is_refused():
-    world = Disturbed(WORLD, (5.0, 0.0, 0.0))
-    state, _ = world.reset(KEY)
-    moved = (
-        jax.vmap(lambda k: world.step(state, jnp.zeros(3), k)[0].position)(jax.random.split(KEY, 200)) - state.position
-    )
-    assert float(jnp.abs(moved[:, 0]).max()) == pytest.approx(0.04, abs=1e-6) and (moved[:, 1] == 0).all()
-    with pytest.raises(ConfigError, match="0 or more"):
-        Disturbed(WORLD, -0.1)
-    with pytest.raises(ConfigError, match="one action has"):
-        Disturbed(WORLD, (0.1, 0.1))
-    with pytest.raises(SpaceMismatch, match="Disturbed"):
-        Disturbed(make("keydoor"))
+def test_what_makes_no_sense_is_refused():
     for bad in (dict(speed=0.0), dict(reach=0.0), dict(limit=0)):
         with pytest.raises(ConfigError, match=next(iter(bad))):
             PlanarPick(**bad)

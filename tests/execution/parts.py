@@ -11,8 +11,9 @@ from gymnasium import spaces
 
 from habitus.core.experience import Step
 from habitus.core.protocols import Env
-from habitus.execution.denoising import Denoising, cosine_alpha_bar
+from habitus.execution.denoising import Denoising
 from habitus.execution.planner import Plan, Planner
+from habitus.generative.ddpm import Schedule
 
 KEY = jax.random.key(0)
 OBS = spaces.Box(-100, 100, (2,), np.float32)
@@ -37,8 +38,8 @@ class Exact(eqx.Module):
 
 def denoising(rows, levels, mean=0.2, tau=0.0, gain=0.0, columns=1, **settings):
     """A perfect denoiser; the observations are those of `OBS`."""
-    alpha_bar = cosine_alpha_bar(levels)
-    return Denoising(Exact(alpha_bar, jnp.asarray(mean), tau, gain), alpha_bar, rows, columns, (2,), **settings)
+    schedule = Schedule.cosine(levels)
+    return Denoising(Exact(schedule.alpha_bar, jnp.asarray(mean), tau, gain), schedule, rows, columns, (2,), **settings)
 
 
 class Ramp(Planner):

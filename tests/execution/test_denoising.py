@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from habitus.core.errors import ConfigError
-from habitus.execution.denoising import Denoising, cosine_alpha_bar, down
+from habitus.execution.denoising import Denoising, down
+from habitus.generative.ddpm import Schedule
 
 from .parts import KEY, denoising
 
@@ -24,22 +25,12 @@ class Wavy:
 
 
 def wavy(rows=5, levels=12, **settings):
-    return Denoising(Wavy(), cosine_alpha_bar(levels), rows, 2, (2,), **settings)
-
-
-@pytest.mark.parametrize(
-    ("levels", "first", "last"), [(100, 0.99937, 2.43e-7), (48, 0.99814, 1.05e-6), (50, 0.99825, 9.71e-7)]
-)
-def test_the_cosine_schedule_is_the_known_one(levels, first, last):
-    made = cosine_alpha_bar(levels)
-    np.testing.assert_allclose([made[0], made[-1]], [first, last], rtol=5e-3 if levels else 0)
-    np.testing.assert_allclose(made[0], first, atol=6e-6)
-    assert (np.diff(made) < 0).all()
+    return Denoising(Wavy(), Schedule.cosine(levels), rows, 2, (2,), **settings)
 
 
 def ddpm(planner, chunk, k, z):
     """The posterior step of DDPM for all rows at level k, as Ho et al. write it."""
-    kept = np.append(np.asarray(planner.alpha_bar, np.float64), 1.0)
+    kept = np.append(np.asarray(planner.schedule.alpha_bar, np.float64), 1.0)
     now, then = kept[k], kept[k - 1]
     alpha = now / then
     beta = 1 - alpha
@@ -64,7 +55,7 @@ def test_a_step_is_that_of_ddpm_whether_the_levels_are_one_or_each_row_has_its_o
 def test_the_last_step_returns_the_clipped_estimate_and_draws_nothing():
     planner, chunk = wavy(), 3 * jax.random.normal(KEY, (5, 2))
     found = planner(WINDOW, KEY, down(chunk, (0,), jump=False))
-    kept, noise = planner.alpha_bar[0], planner.network(chunk, jnp.zeros(5), WINDOW)
+    kept, noise = planner.schedule.alpha_bar[0], planner.network(chunk, jnp.zeros(5), WINDOW)
     np.testing.assert_allclose(
         found.chunk, np.clip((chunk - np.sqrt(1 - kept) * noise) / np.sqrt(kept), -1, 1), atol=1e-6
     )
@@ -82,6 +73,22 @@ def test_a_whole_chain_of_gaussian_data_has_the_known_mean_and_spread(settings, 
     assert plan.calls == settings.get("steps", 50)
 
 
+def test_what_the_network_answers_with_makes_no_difference():
+    planner, schedule = wavy(clip=None), Schedule.cosine(12)
+    chunk, level = jax.random.normal(KEY, (5, 2)), jnp.asarray([3, 7, 11, 0, 5])
+
+    def answering(prediction):
+        def network(x, k, window):
+            noise = planner.network(x, k, window)
+            return schedule.target(schedule.clean(x, noise, k), noise, k, prediction)
+
+        same = Denoising(network, schedule, 5, 2, (2,), clip=None, prediction=prediction)
+        return same.step(chunk, level, level - 1, WINDOW, KEY)
+
+    for prediction in ("clean", "velocity"):
+        np.testing.assert_allclose(answering(prediction), answering("noise"), atol=1e-4)
+
+
 def test_data_that_are_one_sequence_come_out_as_that():
     sequence = jnp.sin(jnp.arange(12.0)).reshape(6, 2)
     plan = denoising(6, 48, sequence, columns=2)(WINDOW, KEY)
@@ -95,13 +102,15 @@ def test_noise_is_added_up_to_a_level_and_never_taken_away():
         planner.noised(chunk, to, KEY),
         planner.noised(planner.noised(chunk, up, KEY), to, jax.random.key(2), up),
     ):
-        kept = planner.alpha_bar[11]
+        kept = planner.schedule.alpha_bar[11]
         assert abs(found.mean() - 0.5 * np.sqrt(kept)) < 0.01 and abs(found.var() - (1 - kept)) < 0.01
     np.testing.assert_array_equal(planner.noised(chunk, up, KEY, before=to), chunk)
     np.testing.assert_array_equal(planner.noised(chunk, jnp.full(50_000, -1), KEY), chunk)
 
 
-@pytest.mark.parametrize("bad", [dict(steps=0), dict(steps=13), dict(eta=1.5), dict(clip=0.0), dict(rows=0)])
+@pytest.mark.parametrize(
+    "bad", [dict(steps=0), dict(steps=13), dict(eta=1.5), dict(clip=0.0), dict(rows=0), dict(prediction="x")]
+)
 def test_settings_out_of_their_domain_are_refused(bad):
     with pytest.raises(ConfigError):
         wavy(**bad)

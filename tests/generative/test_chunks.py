@@ -1,4 +1,4 @@
-"""Which steps of a window are seen, predicted and executed; acting chunk by chunk."""
+"""Which steps of a window are seen, predicted and executed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from gymnasium import spaces
 from habitus.core.errors import ConfigError
 from habitus.data.dataset import Dataset
 from habitus.data.source import DatasetSource
-from habitus.generative.chunks import Chunked, Chunking
+from habitus.execution.denoising import down
+from habitus.execution.horizon import RecedingHorizon
+from habitus.execution.planner import Sampled
+from habitus.generative.chunks import Chunking
 from habitus.nets.normalise import Standardiser
 
 KEY = jax.random.key(0)
@@ -71,33 +74,17 @@ class Counting(eqx.Module):
         return seen.sum() + 0.1 * jnp.arange(5.0)[:, None]
 
 
-def run(policy, observations):
-    carry, taken, step = policy.init(), [], eqx.filter_jit(lambda o, c: policy(o, c, KEY))
-    for obs in observations:
-        action, carry = step(jnp.asarray([obs]), carry)
+def test_a_plan_that_is_drawn_is_executed_where_the_windows_say():
+    policy = RecedingHorizon(Sampled(Counting(), CUT.predicted, 1, (1,), calls=4), CUT.executed, CUT.observed)
+    carry, taken = policy.init(), []
+    for obs in (1.0, 2.0, 4.0, 8.0, 16.0):
+        action, carry = policy(jnp.asarray([obs]), carry, KEY)
         taken.append(float(action[0]))
-    return taken, carry
-
-
-def test_a_policy_executes_a_part_of_its_plan_and_plans_anew():
-    policy = Chunked(Counting(), CUT, (1,), 1)
-    taken, carry = run(policy, [1.0, 2.0, 4.0, 8.0, 16.0])
     sums = [3, 3, 1 + 2 + 4, 1 + 2 + 4, 4 + 8 + 16]  # before the first step the first observation is repeated
     np.testing.assert_allclose(taken, np.array(sums) + [0.2, 0.3, 0.2, 0.3, 0.2], atol=1e-5)
-    assert int(carry.at) == 1 and int(carry.steps) == 5
-    again, _ = run(policy, [1.0])
-    assert again == taken[:1]
-
-
-def test_copies_that_plan_at_different_times_do_so_each_for_itself():
-    policy = Chunked(Counting(), CUT, (1,), 1)
-    step = eqx.filter_jit(jax.vmap(lambda o, c: policy(o, c, KEY)))
-    early, late = policy.init(), policy(jnp.ones(1), policy.init(), KEY)[1]
-    carry = jax.tree.map(lambda *xs: jnp.stack(xs), early, late)
-    for obs in (2.0, 4.0):
-        action, carry = step(jnp.full((2, 1), obs), carry)
-    np.testing.assert_allclose(action[:, 0], [6 + 0.3, 1 + 2 + 4 + 0.2], atol=1e-5)
-    np.testing.assert_array_equal(carry.at, [2, 1])
+    assert policy.report(carry)["calls"] == 12 and policy.report(carry)["plans"] == 3
+    with pytest.raises(ConfigError, match="from nothing"):
+        policy.planner(jnp.zeros((3, 1)), KEY, down(jnp.zeros((5, 1)), (0,), jump=True))
 
 
 # --- scales

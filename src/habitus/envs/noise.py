@@ -41,6 +41,9 @@ class NoisyActions(Wrapper):
         real = isinstance(self.action_space, spaces.Box)
         require(real or jnp.all(jnp.asarray(self.std) == 0), "std is for real actions; give random_share for integers.")
         require(jnp.ndim(self.std) == 2 or jnp.all(jnp.asarray(self.std) >= 0), "std must be 0 or more.")
+        size, shape = self.action_space.shape, jnp.shape(self.std)
+        fits = shape in ((), size) or shape == 2 * (int(np.prod(size or ())),)
+        require(fits, f"std has shape {shape}, but one action has {size}.")
         bounded = not real or self.action_space.is_bounded("both")  # type: ignore[attr-defined]
         require(bounded or self.random_share == 0, "random actions need bounds, which this action space lacks.")
 

@@ -102,38 +102,6 @@ class Levels(Wrapper):
         return self.env.step(state, action, key)
 
 
-class Disturbed(Wrapper):
-    """Executes real actions with Gaussian noise added to them, within their bounds; what was asked for is not told.
-
-    A log of an expert in such a world holds the expert's own actions and shows how it comes back from errors (M.
-    Laskey, J. Lee, R. Fox, A. Dragan and K. Goldberg, "DART: Noise Injection for Robust Imitation Learning", CoRL
-    2017).
-
-    Attributes:
-        noise: standard deviation, as shares of half the width of the action space; one number, or one for each entry.
-
-    Raises:
-        ConfigError: if a deviation is negative, or there are more or fewer than entries.
-        SpaceMismatch: if actions are not real and bounded.
-    """
-
-    noise: float | tuple[float, ...] = eqx.field(default=0.1, static=True)
-
-    def __check_init__(self) -> None:
-        Spec(self.observation_space, self.action_space).require("bounded", "Disturbed")
-        scale = np.asarray(self.noise)
-        require((scale >= 0).all(), f"noise must be 0 or more, but is {self.noise}.")
-        shape = self.action_space.shape
-        require(scale.shape in ((), shape), f"noise has shape {scale.shape}, but one action has {shape}.")
-
-    def step(self, state: EnvState, action: Action, key: PRNGKeyArray) -> tuple[EnvState, Step]:
-        noise_key, step_key = jax.random.split(key)
-        space: Any = self.action_space
-        scale = np.asarray(self.noise, np.float32) * (space.high - space.low) / 2
-        wanted = fit_action(space, action) + scale * jax.random.normal(noise_key, space.shape)
-        return self.env.step(state, jnp.clip(wanted, space.low, space.high), step_key)
-
-
 class ScaledReward(Wrapper):
     """Multiplies rewards by `scale`."""
 

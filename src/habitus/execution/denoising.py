@@ -18,52 +18,42 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from habitus.core.domains import require
 from habitus.core.experience import Obs
 from habitus.execution.planner import Plan, Planner, Start
-
-
-def cosine_alpha_bar(levels: int) -> Float[Array, "levels"]:
-    """Share of the signal's variance that is left at each level, by the squared cosine (Nichol and Dhariwal 2021).
-
-    `beta_k = min(1 - f((k+1)/N) / f(k/N), 0.999)`, `f(u) = cos^2((u + 0.008) / 1.008 * pi/2)`, and the cumulative
-    product of `1 - beta`.
-
-    Raises:
-        ConfigError: if there are no levels.
-    """
-    require(levels >= 1, f"levels must be 1 or more, but is {levels}.")
-    f = np.cos((np.arange(levels + 1) / levels + 0.008) / 1.008 * np.pi / 2) ** 2
-    beta = np.minimum(1 - f[1:] / f[:-1], 0.999)
-    return jnp.asarray(np.cumprod(1 - beta), jnp.float32)
+from habitus.generative.ddim import ddim_grid, ddim_step
+from habitus.generative.ddpm import Schedule, check_prediction, clipped
 
 
 class Denoising(Planner):
-    """Plans by denoising: `network(chunk, level, window)` predicts the noise in a chunk.
+    """Plans by denoising: `network(chunk, level, window)` predicts the noise in a chunk, or the data.
 
     Attributes:
-        network: of a noisy chunk [rows, columns], the level of each row [rows] and the window; the noise in it.
-        alpha_bar: of each level, falling from near 1.
+        network: of a noisy chunk [rows, columns], the level of each row [rows] and the window.
+        schedule: the noise of each level.
         length, action_size: shape of a chunk.
         obs_shape: of one observation, of real numbers.
         steps: network calls of a whole plan, at evenly spaced levels; every level by default.
         eta: 1 for DDPM, 0 for DDIM, which adds no noise.
         clip: clean actions are clipped to plus and minus this; None for no bound.
+        prediction: what the network answers with: "noise", "clean" or "velocity".
 
     Raises:
         ConfigError: if a number is out of its domain.
     """
 
     network: Callable[[Array, Array, Obs], Array]
-    alpha_bar: Float[Array, "levels"]
+    schedule: Schedule
     length: int = eqx.field(static=True)
     action_size: int = eqx.field(static=True)
     obs_shape: tuple[int, ...] = eqx.field(static=True)
     steps: int | None = eqx.field(default=None, static=True)
     eta: float = eqx.field(default=1.0, static=True)
     clip: float | None = eqx.field(default=1.0, static=True)
+    prediction: str = eqx.field(default="noise", static=True)
 
     def __check_init__(self) -> None:
         require(self.length >= 1, f"length must be 1 or more, but is {self.length}.")
         require(self.action_size >= 1, f"action_size must be 1 or more, but is {self.action_size}.")
         require(0 <= self.eta <= 1, f"eta must be in [0, 1], but is {self.eta}.")
+        check_prediction(self.prediction)
         require(self.clip is None or self.clip > 0, f"clip must be above 0 or None, but is {self.clip}.")
         require(
             self.steps is None or 1 <= self.steps <= self.levels,
@@ -77,14 +67,14 @@ class Denoising(Planner):
     @property
     def levels(self) -> int:
         """How many noise levels there are; the highest is `levels - 1`."""
-        return self.alpha_bar.shape[-1]
+        return self.schedule.beta.shape[-1]
 
     def blank(self) -> Array:
         return jnp.zeros(self.obs_shape)
 
     def whole(self, chunk: Float[Array, "rows columns"]) -> Start:
         """All the way down from pure noise."""
-        grid = np.linspace(self.levels - 1, 0, self.steps or self.levels).round().astype(np.int32)
+        grid = ddim_grid(self.levels, self.steps or self.levels)[:-1]
         return down(chunk, tuple(grid.tolist()), jump=True)
 
     def __call__(self, window: Obs, key: PRNGKeyArray, start: Start | None = None) -> Plan:
@@ -108,21 +98,12 @@ class Denoising(Planner):
         window: Obs,
         key: PRNGKeyArray,
     ) -> Float[Array, "rows columns"]:
-        """One network call: each row goes from its level to a lower one; rows at -1 stay as they are.
-
-        `x' = sqrt(a') x0 + sqrt(1 - a' - s^2) e + s z`, `s = eta sqrt((1 - a')/(1 - a) (1 - a/a'))`, with the clipped
-        estimate `x0` of the clean row and the noise `e` that it leaves (Song et al. 2021, eq. 12 and 16). With
-        `eta = 1` this is DDPM's posterior of variance `beta (1 - a')/(1 - a)`.
-        """
-        now, then = self._kept(jnp.maximum(level, 0)), self._kept(after)
-        noise = self.network(chunk, jnp.maximum(level, 0), window)
-        clean = (chunk - jnp.sqrt(1 - now) * noise) / jnp.sqrt(now)
-        if self.clip is not None:
-            clean = jnp.clip(clean, -self.clip, self.clip)
-        left = (chunk - jnp.sqrt(now) * clean) / jnp.sqrt(1 - now)
-        fresh = self.eta**2 * (1 - then) / (1 - now) * jnp.maximum(1 - now / then, 0.0)
-        stays = jnp.sqrt(jnp.maximum(1 - then - fresh, 0.0))
-        moved = jnp.sqrt(then) * clean + stays * left + jnp.sqrt(fresh) * jax.random.normal(key, chunk.shape)
+        """One network call: each row goes from its level to a lower one (`ddim_step`); rows at -1 stay as they are."""
+        at = jnp.maximum(level, 0)
+        answer = self.network(chunk, at, window)
+        clean = clipped(self.schedule.clean(chunk, answer, at, self.prediction), self.clip)
+        fresh = jax.random.normal(key, chunk.shape)
+        moved = ddim_step(self.schedule, chunk, clean, at, after, eta=self.eta, noise=fresh)
         return jnp.where((level < 0)[:, None], chunk, moved)
 
     def noised(
@@ -146,12 +127,8 @@ class Denoising(Planner):
 
         `x' = sqrt(a'/a) x + sqrt(1 - a'/a) z`.
         """
-        share = jnp.minimum(self._kept(level) / self._kept(jnp.broadcast_to(jnp.asarray(before), level.shape)), 1.0)
+        share = jnp.minimum(self.schedule.kept(level) / self.schedule.kept(before), 1.0)[:, None]
         return jnp.sqrt(share) * chunk + jnp.sqrt(1 - share) * noise
-
-    def _kept(self, level: Int[Array, "rows"]) -> Float[Array, "rows 1"]:
-        """`alpha_bar` of each row; 1 for a clean one."""
-        return jnp.concatenate([jnp.ones(1), self.alpha_bar])[level + 1][:, None]
 
 
 def down(chunk: Float[Array, "rows columns"], levels: tuple[int, ...], jump: bool) -> Start:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 
 from habitus.core.domains import require
-from habitus.core.errors import SpaceMismatch
+from habitus.core.errors import ConfigError, SpaceMismatch
 from habitus.core.experience import Obs
 from habitus.core.trees import select
 
@@ -69,6 +69,42 @@ class Planner(eqx.Module):
         Args:
             start: a chunk to go on from instead of pure noise, for planners that can.
         """
+
+
+class Sampled(Planner):
+    """Plans by a function that draws a chunk, such as a flow or one of the samplers.
+
+    Attributes:
+        draw: `draw(window, key) -> chunk`.
+        length, action_size: shape of a chunk.
+        obs_shape: of one observation, of real numbers.
+        calls: network calls of one plan, to be reported.
+
+    Raises:
+        ConfigError: if a count is below 1.
+    """
+
+    draw: Callable[[Obs, PRNGKeyArray], Float[Array, "rows columns"]]
+    length: int = eqx.field(static=True)
+    action_size: int = eqx.field(static=True)
+    obs_shape: tuple[int, ...] = eqx.field(static=True)
+    calls: int = eqx.field(default=1, static=True)
+
+    def __check_init__(self) -> None:
+        for name in ("length", "action_size", "calls"):
+            require(getattr(self, name) >= 1, f"{name} must be 1 or more, but is {getattr(self, name)}.")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.length, self.action_size
+
+    def blank(self) -> Array:
+        return jnp.zeros(self.obs_shape)
+
+    def __call__(self, window: Obs, key: PRNGKeyArray, start: Start | None = None) -> Plan:
+        if start is not None:
+            raise ConfigError("this planner draws from nothing only; use Denoising to go on from a chunk.")
+        return Plan(self.draw(window, key), jnp.asarray(self.calls, jnp.int32))
 
 
 class BestPlan(Planner):

@@ -67,6 +67,9 @@ TINY = {
     "warmup_updates": 20,
     "latent_size": 4,
     "candidates": 16,
+    "predicted": 4,
+    "blocks": 1,
+    "levels": 10,
 }
 # how strongly it is held to the log: weakly here, as the log of those who estimate values is random
 LOOSE = {
@@ -106,6 +109,7 @@ ROLES = {
     "prior": "generator",
     "posterior": "generator",
     "ratio": "model",
+    "denoiser": "policy",
 }
 
 # values that a numeric hyperparameter of this name must refuse
@@ -178,13 +182,17 @@ BAD = {
     "min_reward": (1.0, float("-inf")),
     "max_reward": (0.0, float("inf")),
     "max_return": (0.0,),
+    "predicted": (0, 1),
+    "executed": (0, 99),
+    "eta": (-0.1, 1.1),
+    "steps": (0,),
 } | dict.fromkeys(
     (
         "batch_size", "epochs", "minibatch_size", "value_epochs", "value_batch_size", "inner_steps", "num_envs",
         "rollout_length", "actor_delay", "target_period", "copy_period", "epsilon_updates", "samples",
         "cg_steps", "backtracks", "value_samples", "neighbours", "max_pairs", "bc_batch_size", "capacity",
         "policies", "models", "gate_every", "gate_starts", "gate_horizon", "context", "width", "layers",
-        "warmup_updates", "latent_size", "candidates",
+        "warmup_updates", "latent_size", "candidates", "observed", "blocks", "levels",
     ),
     (0,),
 )  # fmt: skip
@@ -273,7 +281,7 @@ class Setting:
     @property
     def source(self) -> Source:
         """What it learns from: one object, so that every test runs the same program."""
-        return source(self.data, self.kind, self.cls, self.learner.window)
+        return source(self.data, self.kind, self.cls, self.learner.window, self.learner.before)
 
     @property
     def steps(self) -> int:
@@ -346,13 +354,13 @@ def log(kind: str, expert: bool, length: int = 1) -> Dataset:
 
 
 @cache
-def source(data: str, kind: str, cls: type[Learner], window: int | None) -> Source:
+def source(data: str, kind: str, cls: type[Learner], window: int | None, before: int = 0) -> Source:
     """A log, or the world itself."""
     if data == "log":
         # who estimates no values can only be as good as the log
         # the windows of one-step episodes are mostly padding
         given = log(kind, expert="value" not in map(ROLES.get, cls.trains), length=4 if window else 1)
-        return DatasetSource(given, TINY["batch_size"], window, from_start=cls.from_start)
+        return DatasetSource(given, TINY["batch_size"], window, from_start=cls.from_start, before=before)
     world = Identity(kind, cls.constrained)
     if cls.on_policy and cls.from_start:
         # who keeps every episode is told their number beforehand

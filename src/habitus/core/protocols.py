@@ -81,6 +81,11 @@ class Env(eqx.Module):
         """Names of the costs in `Step.info["cost"]`, in order; none for most worlds."""
         return ()
 
+    @property
+    def switches(self) -> tuple[int, ...]:
+        """Entries of a real action that are on or off, such as a gripper; none for most worlds."""
+        return ()
+
     @abc.abstractmethod
     def reset(self, key: PRNGKeyArray) -> tuple[EnvState, Obs]:
         """A first state and its observation."""
@@ -92,7 +97,8 @@ class Env(eqx.Module):
     @property
     def spec(self) -> Spec:
         """The contract that learners are given."""
-        return Spec(self.observation_space, self.action_space, self.horizon, costs=self.costs)
+        spaces = self.observation_space, self.action_space
+        return Spec(*spaces, self.horizon, costs=self.costs, switches=self.switches)
 
 
 class HostEnv(abc.ABC):
@@ -103,7 +109,7 @@ class HostEnv(abc.ABC):
 
     Attributes:
         num_envs: number of copies.
-        costs: as of an `Env`.
+        costs, switches: as of an `Env`.
     """
 
     pure: ClassVar[bool] = False
@@ -112,6 +118,7 @@ class HostEnv(abc.ABC):
     action_space: gymnasium.Space
     horizon: int | None = None
     costs: tuple[str, ...] = ()
+    switches: tuple[int, ...] = ()
 
     @abc.abstractmethod
     def reset(self, seed: int) -> Obs:
@@ -127,7 +134,8 @@ class HostEnv(abc.ABC):
     @property
     def spec(self) -> Spec:
         """The contract that learners are given."""
-        return Spec(self.observation_space, self.action_space, self.horizon, costs=self.costs)
+        spaces = self.observation_space, self.action_space
+        return Spec(*spaces, self.horizon, costs=self.costs, switches=self.switches)
 
 
 class Source(eqx.Module):

@@ -95,9 +95,11 @@ class Spec:
         updates: how many updates are planned, for learners with a schedule, or None.
         acts: whether experience comes from the learner's own actions, wholly or in part.
         costs: names of the costs that come with the transitions, in order.
+        switches: entries of a real action that are on or off, by their sign in canonical form, such as a gripper.
 
     Raises:
         SpaceMismatch: if a space has no canonical form.
+        ConfigError: if there is no such entry to be a switch.
     """
 
     observation_space: gymnasium.Space
@@ -107,6 +109,7 @@ class Spec:
     updates: int | None = None
     acts: bool = False
     costs: tuple[str, ...] = ()
+    switches: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, space in self.leaves:
@@ -115,6 +118,10 @@ class Spec:
             raise SpaceMismatch(
                 f"the action space is a {type(self.action_space).__name__}; use Box, Discrete or MultiDiscrete."
             )
+        if self.switches:
+            size = self.action_size if self.continuous else 0
+            if not all(0 <= entry < size for entry in self.switches):
+                raise ConfigError(f"switches are the entries {self.switches}, but a real action has {size} of them.")
 
     # --- observations
 
@@ -278,6 +285,14 @@ class Spec:
             raise ConfigError(
                 f"{by} keeps costs below a limit, but the world or log reports none: give a world whose "
                 'Step.info["cost"] holds them, or a log with a cost column.'
+            )
+
+    def require_switches(self, by: str = "this method") -> None:
+        """Raises `ConfigError` unless it is declared which entries of an action are on or off."""
+        if not self.switches:
+            raise ConfigError(
+                f"{by} treats entries of an action that are on or off apart, but none is declared: give a world with "
+                '`switches`, or a log with meta["switches"].'
             )
 
     def check_obs(self, obs: Any) -> None:

@@ -145,6 +145,11 @@ class Dataset:
         return ("cost",) if count == 1 else tuple(f"cost {i}" for i in range(count))
 
     @property
+    def switches(self) -> tuple[int, ...]:
+        """Entries of a real action that are on or off: those of `meta["switches"]`."""
+        return tuple(map(int, self.meta.get("switches", ())))
+
+    @property
     def name(self) -> str:
         """What error messages call it."""
         parts = [str(self.meta[key]) for key in ("task", "split") if key in self.meta]
@@ -229,7 +234,8 @@ class Dataset:
     def spec(self) -> Spec:
         """The contract that learners are given: the user's spaces, and this log in canonical form."""
         horizon = self.meta.get("horizon")
-        return Spec(self.observation_space, self.action_space, horizon, self.canonical(), costs=self.costs)
+        spaces = self.observation_space, self.action_space
+        return Spec(*spaces, horizon, self.canonical(), costs=self.costs, switches=self.switches)
 
     def canonical(self) -> Dataset:
         """The same log in canonical form (see `habitus.core.spec`); columns on disk are converted as they are read."""

@@ -25,6 +25,7 @@ class HostCanonical(HostEnv):
 
     def __init__(self, env: HostEnv):
         self.env, self.num_envs, self.horizon, self.costs = env, env.num_envs, env.horizon, env.costs
+        self.switches = env.switches
         spec = env.spec
         self.observation_space, self.action_space = canonical_spaces(spec)
         self._obs_shape, self._obs_dtype = (self.num_envs, *spec.obs_shape), spec.obs_dtype

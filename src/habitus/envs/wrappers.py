@@ -39,6 +39,10 @@ class Wrapper(Env):
     def costs(self) -> tuple[str, ...]:
         return self.env.costs
 
+    @property
+    def switches(self) -> tuple[int, ...]:
+        return self.env.switches
+
     def reset(self, key: PRNGKeyArray) -> tuple[EnvState, Obs]:
         return self.env.reset(key)
 

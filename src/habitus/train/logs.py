@@ -36,7 +36,7 @@ def record_log(policy: Policy, env: Env, episodes: int, seed: int = 0, meta: dic
     last = np.arange(1, episodes + 1) * env.horizon - 1
     columns["truncated"][last] |= ~columns["terminated"][last]
     spaces = {"observation_space": env.observation_space, "action_space": env.action_space}
-    named = {"costs": list(env.costs)} if env.costs else {}
+    named = {name: list(getattr(env, name)) for name in ("costs", "switches") if getattr(env, name)}
     return Dataset.from_arrays(**columns, **spaces, meta=named | (meta or {}), validate=False)
 
 

@@ -75,7 +75,8 @@ class NearestWorld(Env):
     def spec(self) -> Spec:
         """As that of any world; the log takes part, so that learners can take their scales from it."""
         spaces = self.observation_space, self.action_space
-        return Spec(*spaces, self.length, dataset=self.contract.dataset, costs=self.costs)
+        log, switches = self.contract.dataset, self.contract.switches
+        return Spec(*spaces, self.length, dataset=log, costs=self.costs, switches=switches)
 
     def reset(self, key: PRNGKeyArray) -> tuple[Place, Any]:
         count = jax.tree.leaves(self.starts)[0].shape[0]

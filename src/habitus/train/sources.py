@@ -154,7 +154,9 @@ class Replay(Source):
     @property
     def spec(self) -> Spec:
         own = self.env.env.spec
-        return Spec(own.observation_space, own.action_space, own.horizon, self.prefill, costs=self.costs)
+        return Spec(
+            own.observation_space, own.action_space, own.horizon, self.prefill, costs=self.costs, switches=own.switches
+        )
 
     @property
     def costs(self) -> tuple[str, ...]:

@@ -71,6 +71,10 @@ class PlanarPick(Env):
     def action_space(self) -> spaces.Box:
         return spaces.Box(-1.0, 1.0, (3,))
 
+    @property
+    def switches(self) -> tuple[int, ...]:
+        return (2,)
+
     def reset(self, key: PRNGKeyArray) -> tuple[PickState, Float[Array, "17"]]:
         own, theirs = jax.random.split(key)
         position = jnp.asarray(START) + jax.random.uniform(own, (2,), minval=-0.08, maxval=0.08)

@@ -1,0 +1,1 @@
+"""Claims of methods that draw whole chunks of actions."""

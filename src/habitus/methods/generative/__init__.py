@@ -1,0 +1,1 @@
+"""Policies that draw whole chunks of actions from a generative model."""

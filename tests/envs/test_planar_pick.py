@@ -24,7 +24,11 @@ step = jax.jit(lambda state, action: WORLD.step(state, action, KEY))
 
 def state_of(position, closed=False, held=-1, objects=((-0.2, -0.15), (0.2, -0.15))):
     return PickState(
-        jnp.asarray(position, jnp.float32), jnp.asarray(closed), jnp.asarray(held, jnp.int32), jnp.asarray(objects)
+        jnp.asarray(position, jnp.float32),
+        jnp.asarray(closed),
+        jnp.asarray(held, jnp.int32),
+        jnp.asarray(objects),
+        jnp.asarray(TARGETS),
     )
 
 

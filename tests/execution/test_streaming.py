@@ -64,7 +64,7 @@ def test_the_buffer_begins_around_what_was_asked_for():
     for first, value in (("zero", 0.0), ("constant", 0.7), ("denoise", 0.2)):
         policy = Streaming(denoising(4001, 2), 2000, first=first, position=(1,) if first == "constant" else ())
         buffer, _ = policy.filled(jnp.asarray([[0.1, 0.7]]), KEY)
-        kept = policy.planner.alpha_bar[0]
+        kept = policy.planner.schedule.alpha_bar[0]
         assert abs(buffer.chunk[:2000].mean() - np.sqrt(kept) * value) < 0.05
         assert abs(buffer.chunk[:2000].var() - (1 - kept)) < 0.05
 

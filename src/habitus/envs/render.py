@@ -21,7 +21,7 @@ from habitus.envs.worlds.icu5 import FEATURES, ICU5
 from habitus.envs.worlds.keydoor import HEADINGS, OPEN, KeyDoor
 from habitus.envs.worlds.mountaincar_continuous import MountainCarContinuous
 from habitus.envs.worlds.pendulum import Pendulum
-from habitus.envs.worlds.planar_pick import HALF, OBSTACLE, RADIUS, TARGETS, PlanarPick
+from habitus.envs.worlds.planar_pick import HALF, OBSTACLE, RADIUS, PlanarPick
 from habitus.envs.worlds.pointmaze import PointMaze
 from habitus.envs.wrappers import Wrapper
 
@@ -105,7 +105,7 @@ def _planar_pick(env: PlanarPick, state: np.ndarray, canvas: np.ndarray) -> None
         _line(canvas, place, place, scale * radius, colour)
 
     disc(OBSTACLE, RADIUS, FAINT)
-    for target in TARGETS:
+    for target in (state[8:10], state[10:12]):
         disc(target, env.reach, GOAL_COLOUR)
         disc(target, env.reach - 0.01, PAPER)
     for thing in (state[4:6], state[6:8]):

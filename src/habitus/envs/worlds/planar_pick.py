@@ -29,12 +29,14 @@ class PickState(eqx.Module):
         closed: whether it is closed.
         held: which object it holds, -1 for none.
         objects: their positions.
+        targets: where they are to go.
     """
 
     position: Float[Array, "2"]
     closed: Bool[Array, ""]
     held: Int[Array, ""]
     objects: Float[Array, "2 2"]
+    targets: Float[Array, "2 2"]
 
 
 class PlanarPick(Env):
@@ -79,14 +81,12 @@ class PlanarPick(Env):
         own, theirs = jax.random.split(key)
         position = jnp.asarray(START) + jax.random.uniform(own, (2,), minval=-0.08, maxval=0.08)
         objects = jnp.asarray(OBJECTS) + jax.random.uniform(theirs, (2, 2), minval=-0.12, maxval=0.12)
-        state = PickState(position, jnp.array(False), jnp.full((), -1, jnp.int32), objects)
+        state = PickState(position, jnp.array(False), jnp.full((), -1, jnp.int32), objects, jnp.asarray(TARGETS))
         return state, self.observe(state)
 
     def observe(self, state: PickState) -> Float[Array, "17"]:
         """What a state looks like."""
-        offsets = [
-            jnp.tanh((places - state.position) / NEAR).ravel() for places in (state.objects, jnp.asarray(TARGETS))
-        ]
+        offsets = [jnp.tanh((places - state.position) / NEAR).ravel() for places in (state.objects, state.targets)]
         held = (state.held == jnp.arange(2)).astype(jnp.float32)
         closed = state.closed[None].astype(jnp.float32)
         return jnp.concatenate([state.position, closed, held, state.objects.ravel(), *offsets])
@@ -103,13 +103,13 @@ class PlanarPick(Env):
         grasped = jnp.where(distance[nearest] <= self.reach, nearest, -1)
         held = jnp.where(closed, jnp.where(state.closed, state.held, grasped), -1)
 
-        state = PickState(position, closed, held, objects)
+        state = PickState(position, closed, held, objects, state.targets)
         done = self.solved(state)
         return state, Step(self.observe(state), done.astype(jnp.float32), done, jnp.array(False), {"success": done})
 
     def solved(self, state: PickState) -> Bool[Array, ""]:
         """Whether the objects lie on different targets, and none is held."""
-        there = jnp.linalg.norm(state.objects[:, None] - jnp.asarray(TARGETS), axis=-1) <= self.reach
+        there = jnp.linalg.norm(state.objects[:, None] - state.targets, axis=-1) <= self.reach
         return ((there[0, 0] & there[1, 1]) | (there[0, 1] & there[1, 0])) & (state.held < 0)
 
 

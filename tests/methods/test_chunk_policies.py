@@ -163,21 +163,14 @@ def test_it_streams_and_a_level_for_each_step_is_told_to_the_network():
 
 
 def test_switches_are_small_in_the_data_and_whole_in_what_is_executed():
-    seen = {}
-
-    class Watching(RTIDP):
-        def example_loss(self, network, chunk, obs, key):
-            seen["chunk"] = chunk
-            return (network(chunk, jnp.zeros(()), obs) ** 2).mean()
-
-    learner = Watching(levels=8, **TINY | {"executed": 1})
     batch = LOG.canonical().windows(5, np.arange(4), 1)
-    with jax.disable_jit():
-        for kind, size in ((None, 0.1), ("scale", 0.1), ("clip", 1.0), ("none", 1.0)):
-            own = dataclasses.replace(learner, switch=kind)
-            own.denoiser_loss = None if False else own.denoiser_loss
-            own.update(state_of(own), batch, KEY)
-    policy = LEARNERS["rti-dp"].policy(state_of(LEARNERS["rti-dp"]))
+    plain = np.asarray(batch.steps.action)
+    for kind, factor in ((None, 10), ("scale", 10), ("clip", 1), ("none", 1)):
+        learner = dataclasses.replace(LEARNERS["rti-dp"], switch=kind)
+        shown = learner.shown(state_of(learner), batch)
+        np.testing.assert_allclose(shown.steps.action, plain / [1, factor], rtol=1e-6)
+    learner = LEARNERS["rti-dp"]
+    policy = learner.policy(state_of(learner))
     action, carry = policy(jnp.zeros(2), policy.init(), KEY)
     assert abs(float(action[1])) == 1 and int(policy.report(carry)["calls"]) == 8
     _, carry = policy(jnp.zeros(2), carry, KEY)
@@ -190,7 +183,7 @@ def test_undeclared_switches_are_refused_where_they_are_asked_for():
             learn(dataclasses.replace(LEARNERS["rti-dp"], switch=kind), wave(), steps=4)
     assert state_of(LEARNERS["rti-dp"], wave()).switches == ()
     with pytest.raises(ConfigError, match="a real action has 2"):
-        wave(switches=[2]).spec
+        state_of(LEARNERS["flow"], wave(switches=[2]))
 
 
 # --- what is refused

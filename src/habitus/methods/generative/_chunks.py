@@ -138,8 +138,12 @@ class ChunkLearner(Learner):
         loss = jax.vmap(lambda a, o, k: self.example_loss(denoiser, a, o, k))(chunks, seen, keys).mean()
         return loss, {"denoiser_loss": loss}
 
+    def shown(self, state: ChunkState, batch: Trajectory) -> Trajectory:
+        """A batch as the network sees it: with standardised observations."""
+        return eqx.tree_at(lambda b: b.steps, batch, state.normaliser.transition(batch.steps))
+
     def update(self, state: S, batch: Trajectory, key: PRNGKeyArray) -> tuple[S, Metrics]:
-        batch = eqx.tree_at(lambda b: b.steps, batch, state.normaliser.transition(batch.steps))
+        batch = self.shown(state, batch)
         adam = self.optimizer(self.rate(state))
         denoiser, opt, metrics = descend(
             adam, self.denoiser_loss, state.denoiser, state.denoiser_opt, state, batch, key

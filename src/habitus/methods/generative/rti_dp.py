@@ -18,9 +18,8 @@ from habitus.core.card import Card
 from habitus.core.experience import Trajectory
 from habitus.core.protocols import Policy, require
 from habitus.core.spec import Spec
-from habitus.core.trees import Metrics
 from habitus.execution.warm_start import WarmStart
-from habitus.methods.generative._chunks import ChunkState, S
+from habitus.methods.generative._chunks import ChunkState
 from habitus.methods.generative.diffusion_policy import DiffusionPolicy
 from habitus.nets.policies import Normalised
 
@@ -74,12 +73,12 @@ class RTIDP(DiffusionPolicy):
         """Whether switches are divided in the data, if there are any."""
         return self.switch in (None, "scale")
 
-    def update(self, state: S, batch: Trajectory, key: PRNGKeyArray) -> tuple[S, Metrics]:
-        if self.scales and state.switches:
-            columns = jnp.asarray(state.switches)
-            smaller = batch.steps.action.at[..., columns].divide(self.factor)
-            batch = eqx.tree_at(lambda b: b.steps.action, batch, smaller)
-        return super().update(state, batch, key)
+    def shown(self, state: ChunkState, batch: Trajectory) -> Trajectory:
+        batch = super().shown(state, batch)
+        if not (self.scales and state.switches):
+            return batch
+        smaller = batch.steps.action.at[..., jnp.asarray(state.switches)].divide(self.factor)
+        return eqx.tree_at(lambda b: b.steps.action, batch, smaller)
 
     def policy(self, state: ChunkState) -> Policy:
         warm = WarmStart(

@@ -272,6 +272,15 @@ class Learner(eqx.Module):
         """
         return None
 
+    def rollouts(self, env: Env | HostEnv, **options: Any) -> Source | None:
+        """The source of fresh experience that it wants of a world, for a learner whose actions are not those of single
+        steps; None for the plain one.
+
+        Args:
+            options: of `Rollouts`.
+        """
+        return None
+
     def explorer(self, state: PyTree) -> Policy:
         """What collects; the policy unless the method says otherwise."""
         return self.policy(state)

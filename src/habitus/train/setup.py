@@ -163,7 +163,7 @@ def _check_window(learner: Learner, window: int | None, given: str, before: int 
         )
 
 
-def _rollouts(learner: Learner, world: Env | HostEnv, log: Dataset | None, options: dict[str, Any]) -> Rollouts:
+def _rollouts(learner: Learner, world: Env | HostEnv, log: Dataset | None, options: dict[str, Any]) -> Source:
     """Fresh experience, and a log beside it for a learner of both; `options` of either source."""
     if learner.from_start:
         if world.horizon is None:
@@ -179,7 +179,8 @@ def _rollouts(learner: Learner, world: Env | HostEnv, log: Dataset | None, optio
     theirs = {k: v for k, v in options.items() if k in signature(DatasetSource).parameters}
     ours = {k: v for k, v in options.items() if k not in theirs}
     if log is None or not learner.sides:
-        return Rollouts(world, log=log, **(defaults | ours))
+        own = {"log": log} | defaults | ours
+        return learner.rollouts(world, **own) or Rollouts(world, **own)
     return Rollouts(world, beside=DatasetSource(log, **(log_defaults | theirs)), **(defaults | ours))
 
 

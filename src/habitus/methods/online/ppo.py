@@ -111,9 +111,13 @@ class PPO(Learner):
         self, actor: Callable[..., Distribution], state: PPOState, batch: Round, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Metrics]:
         """`-mean min(ratio A, clip(ratio, 1 +- eps) A) - entropy bonus` (eq. 7, 9)."""
-        dist = jax.vmap(actor)(batch.obs)
-        log_ratio = jax.vmap(lambda d, a: d.log_prob(a))(dist, batch.action) - batch.log_prob
-        entropy = jax.vmap(lambda d: d.entropy())(dist).mean()
+
+        def judged(obs: Array, action: Array) -> tuple[Array, Array]:
+            dist = actor(obs)
+            return dist.log_prob(action), dist.entropy()
+
+        log_prob, entropies = jax.vmap(judged)(batch.obs, batch.action)
+        log_ratio, entropy = log_prob - batch.log_prob, entropies.mean()
         ratio = jnp.exp(log_ratio)
         advantage = standardise(batch.advantage)
         clipped = jnp.clip(ratio, 1 - self.clip, 1 + self.clip)

@@ -114,7 +114,7 @@ def test_entropy_and_what_is_cut_off():
         dist = chain_of(std, steps=steps, shape=(50, 3))
         size = 150
         closed = (size / 2 * np.log(2 * np.pi * np.e) * (steps + 1) + steps * size * np.log(std)) / ((steps + 1) * size)
-        assert float(dist.entropy()) == pytest.approx(closed, rel=1e-5)
+        assert float(dist.entropy()) == pytest.approx(closed, rel=1e-4)
         # of a draw, the log density is minus the entropy, up to the noise of the draw and its cuts
         typical = (steps * (-np.log(std) - 1.419) - 1.419) / (steps + 1)
         assert typical == pytest.approx(expected, abs=0.01)
@@ -128,7 +128,8 @@ def test_noise_lies_between_its_bounds_and_is_their_geometric_mean_where_the_net
     silent = eqx.tree_at(lambda n: n.net, noise, lambda x: jnp.zeros(2))
     np.testing.assert_allclose(silent(jnp.asarray(0.5), jnp.zeros((1, 1))), 0.15492, rtol=1e-4)
     loud = eqx.tree_at(lambda n: n.net.layers[-1].weight, noise, 1e3 * noise.net.layers[-1].weight)
-    found = jax.vmap(lambda t: loud(t, jnp.ones((1, 1))))(jnp.linspace(0, 1, 50))
+    windows = 3 * jax.random.normal(KEY, (50, 1, 1))
+    found = jax.vmap(loud)(jnp.linspace(0, 1, 50), windows)
     assert found.min() >= 0.0999 and found.max() <= 0.2401 and found.max() - found.min() > 0.1
 
 
@@ -248,13 +249,8 @@ def test_it_goes_on_from_a_flow_policy_of_its_size():
     log = record(Track())
     base = learn(FlowPolicy(**SIZE, batch_size=16, warmup_updates=5), log, steps=20, points=1)
     start = SMALL.adopt(state_of(), base.states[0])
-    assert eqx.tree_equal(start.actor.network, base.states[0].average) is not False
-    obs = jnp.asarray([0.3])
-    ours, theirs = (
-        policy(obs, policy.init(), KEY)[0]
-        for policy in (SMALL.policy(start), base.learner.policy(jax.tree.map(jnp.asarray, base.states[0])))
-    )
-    np.testing.assert_allclose(ours, theirs, atol=2e-2)  # it clips in every step
+    for mine, theirs in ((start.actor.network, base.states[0].average), (start.normaliser, base.states[0].normaliser)):
+        assert jax.tree.all(jax.tree.map(np.array_equal, *(eqx.filter(x, eqx.is_array) for x in (mine, theirs))))
     with pytest.raises(ConfigError, match="another size"):
         dataclasses.replace(SMALL, width=24).adopt(state_of(dataclasses.replace(SMALL, width=24)), base.states[0])
 

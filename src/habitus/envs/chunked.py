@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from habitus.core.experience import Step
 from habitus.core.protocols import Env, EnvState
+from habitus.core.spec import Spec
 from habitus.core.trees import select
 from habitus.envs.wrappers import Canonical
 from habitus.generative.chunks import Chunking
@@ -47,6 +48,10 @@ class ChunkedWorld(Canonical):
     def action_space(self) -> gymnasium.Space:
         shape = self.links, self.chunking.predicted, *self.env.spec.action_shape
         return spaces.Box(-np.inf, np.inf, shape)
+
+    @property
+    def spec(self) -> Spec:
+        return self.env.spec
 
     def inner(self, state: Seen) -> EnvState:
         return state.inner

@@ -137,10 +137,10 @@ def hyperparameters(text: str, name: str) -> str:
         assert field.value is not None
         if ast.unparse(field.value) == "eqx.field(static=True)":
             continue
-        own, above = lines[field.end_lineno - 1], lines[field.lineno - 2].strip()  # type: ignore[operator]
-        comment = own.split("  # ", 1)[1] if "  # " in own else (above[2:] if above.startswith("# ") else "")
-        value = ast.unparse(field.value)
-        default = value.split("default=")[1].split(",")[0].rstrip(")") if "default=" in value else value
+        own = lines[field.end_lineno - 1]  # type: ignore[operator]
+        comment = own.split("  # ", 1)[1] if "  # " in own else comment_above(lines, field.lineno)
+        given = field.value.keywords if isinstance(field.value, ast.Call) else []
+        default = ast.unparse(next((k.value for k in given if k.arg == "default"), field.value))
         rows.append(f"| `{field.target.id}` | `{default}` | {comment.replace('|', chr(92) + '|')} |")
     head = f"`{name}`\n\n| hyperparameter | default | |\n|---|---|---|\n"
     parts = [head + "\n".join(rows)] if rows else []
@@ -153,6 +153,16 @@ def hyperparameters(text: str, name: str) -> str:
             file = ROOT / "src" / Path(*home.split(".")).with_suffix(".py")
             parts.append(hyperparameters(file.read_text(), base))
     return "\n\n".join(filter(None, parts))
+
+
+def comment_above(lines: list[str], number: int) -> str:
+    """The comment that ends just above a line, which is counted from 1."""
+    found: list[str] = []
+    for line in reversed(lines[: number - 1]):
+        if not line.strip().startswith("# "):
+            break
+        found.insert(0, line.strip()[2:])
+    return " ".join(found)
 
 
 def arguments_table(recipe: ast.FunctionDef, said: dict[str, str]) -> str:

@@ -22,10 +22,27 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 os.environ.setdefault("HABITUS_CACHE", str(Path(tempfile.gettempdir()) / f"habitus-tests-{os.getuid()}"))
 
 
+MOST_GIB = 3  # that a worker may hold; the programs of hundreds of tests would take twice as much
+PATIENCE = 25  # tests between two times that memory is why programs are forgotten, as not all of it comes back
+since = 0
+
+
 @pytest.fixture(autouse=True)
 def _room():
     """Hundreds of tests compile in one worker."""
+    global since
     yield
     runtime = sys.modules.get("habitus.train.runtime")  # where it is not imported, nothing was compiled
+    since += 1
     if runtime is not None:
-        runtime.make_room()
+        full = since > PATIENCE and held_gib() > MOST_GIB
+        since = 0 if full else since
+        runtime.make_room(0.0 if full else 0.5)
+
+
+def held_gib() -> float:
+    """Memory of this process; 0 where it is not known."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30
+    except OSError:
+        return 0.0

@@ -28,7 +28,7 @@ def test_a_picture_shows_the_state(name):
         state, _ = world.reset(jax.random.key(seed))
         actions = world.action_space
         actions.seed(seed)
-        for tick in range(5 + seed):
+        for tick in range(3 + seed):
             state, _ = world.step(state, jnp.asarray(actions.sample()), jax.random.key(tick))
         pictures.append(render(world, state))
         np.testing.assert_array_equal(pictures[-1], render(canonical(world), state))

@@ -14,6 +14,7 @@ from habitus.envs.worlds.acrobot import Acrobot
 from habitus.envs.worlds.bit_flip import BitFlip
 from habitus.envs.worlds.cartpole import CartPole
 from habitus.envs.worlds.cartpole_swingup import CartPoleSwingUp
+from habitus.envs.worlds.combination_lock import CombinationLock
 from habitus.envs.worlds.finite import FiniteMDP, LinearMDP, TabularLock
 from habitus.envs.worlds.four_rooms import GOAL, SIZE, WALLS, FourRooms
 from habitus.envs.worlds.frozen_lake import FrozenLake
@@ -176,13 +177,24 @@ def _icu5(env: ICU5, state: np.ndarray, canvas: np.ndarray) -> None:
 
 
 def _finite(env: FiniteMDP, state: np.ndarray, canvas: np.ndarray) -> None:
-    states = env.observation_space.n
+    states = int(env.observation_space.n)
     rows = 3 if isinstance(env, TabularLock) else int(np.ceil(np.sqrt(states)))
-    step = WIDTH / (-(-int(states) // rows) + 1)
-    for i in range(int(states)):
+    _discs(canvas, states, rows, int(state[0]))
+
+
+def _combination_lock(env: CombinationLock, state: np.ndarray, canvas: np.ndarray) -> None:
+    """A column for each step; above the good latents, below the bad one."""
+    latent, step = (int(x) for x in state[:2])
+    _discs(canvas, 3 * (env.length + 1), 3, 3 * min(step, env.length) + latent)
+
+
+def _discs(canvas: np.ndarray, count: int, rows: int, at: int) -> None:
+    """So many discs, column by column; one of them in the colour of the body."""
+    step = WIDTH / (-(-count // rows) + 1)
+    for i in range(count):
         column, row = divmod(i, rows)
         centre = ((column + 1) * step, HEIGHT / 2 + (row - (rows - 1) / 2) * step)
-        _line(canvas, centre, centre, step / 3, BODY if i == int(state[0]) else FAINT)
+        _line(canvas, centre, centre, step / 3, BODY if i == at else FAINT)
 
 
 def _polar(origin: Point, length: float, angle: float) -> Point:
@@ -228,6 +240,7 @@ DRAWINGS: dict[type[Env], Callable[[Any, np.ndarray, np.ndarray], None]] = {
     FrozenLake: _frozen_lake,
     KeyDoor: _keydoor,
     ICU5: _icu5,
+    CombinationLock: _combination_lock,
     FiniteMDP: _finite,
     TabularLock: _finite,
     LinearMDP: _finite,

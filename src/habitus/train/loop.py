@@ -26,7 +26,7 @@ from habitus.train.record import Record
 from habitus.train.run import Run, merge
 from habitus.train.runtime import make_room, prepare
 from habitus.train.setup import describe, make_learner, make_source, slugs_of
-from habitus.train.sinks import make_sinks
+from habitus.train.sinks import Sink, make_sinks
 
 EVALUATION_SEED = 1_000_000  # far from the seeds that people choose
 
@@ -115,25 +115,7 @@ def learn(
     home = RunFolder(Path(folder), config, resume, overwrite) if folder is not None else None
     sinks = make_sinks(tuple(logs), home.path if home else None)
     plan = Plan(learner, source, world, source.draws(steps), evaluations, episodes, checkpoints, keep, points, resume)
-    groups = [seed_list] if source.pure else [[seed] for seed in seed_list]
-    parts: list[Run] = []
-    with Progress(config["method"], source.steps(plan.draws), quiet) as progress, Interrupt() as interrupt:
-        for group in groups:
-            clock = Clock()
-            engine = _engine(plan, group, _warm(warm_start, len(parts)))
-            if home and not parts:  # only now, as a run that cannot start must not take another's place
-                home.open()
-                for sink in sinks:
-                    sink.open(home.path, config)
-            progress.begin(f"seed {group[0]}" if len(groups) > 1 else "")
-            record = Record(source, group, home, sinks)
-            parts.append(_drive(plan, engine, record, clock, progress, interrupt))
-            if interrupt.asked:
-                break
-    for sink in sinks:
-        sink.close()
-    run = parts[0] if len(parts) == 1 else merge(parts)
-    return run if len(parts) == len(groups) else dataclasses.replace(run, interrupted=True)
+    return _run(plan, seed_list, warm_start, config, home, sinks, quiet)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +145,37 @@ class Plan:
             return {self.source.draws(step) for step in n}
         n = min(n, self.draws)
         return {round(self.draws * (i + 1) / n) for i in range(n)}
+
+
+def _run(
+    plan: Plan,
+    seeds: list[int],
+    warm_start: Run | None,
+    config: dict[str, Any],
+    home: RunFolder | None,
+    sinks: list[Sink],
+    quiet: bool,
+) -> Run:
+    """All seeds at once where the source is compiled, else one after the other."""
+    groups = [seeds] if plan.source.pure else [[seed] for seed in seeds]
+    parts: list[Run] = []
+    with Progress(config["method"], plan.source.steps(plan.draws), quiet) as progress, Interrupt() as interrupt:
+        for group in groups:
+            clock = Clock()
+            engine = _engine(plan, group, _warm(warm_start, len(parts)))
+            if home and not parts:  # only now, as a run that cannot start must not take another's place
+                home.open()
+                for sink in sinks:
+                    sink.open(home.path, config)
+            progress.begin(f"seed {group[0]}" if len(groups) > 1 else "")
+            record = Record(plan.source, group, home, sinks)
+            parts.append(_drive(plan, engine, record, clock, progress, interrupt))
+            if interrupt.asked:
+                break
+    for sink in sinks:
+        sink.close()
+    run = parts[0] if len(parts) == 1 else merge(parts)
+    return run if len(parts) == len(groups) else dataclasses.replace(run, interrupted=True)
 
 
 def _engine(plan: Plan, seeds: list[int], warm: Any) -> PureEngine | HostEngine:

@@ -53,7 +53,7 @@ class Budget:
 
 FULL = Budget()
 SMOKE = Budget(
-    seeds=(10, 11), tuning_seeds=(20,), tasks=("pendulum",), step_sizes=(10.0,), max_iterations=100, on_steps=4_096,
+    seeds=(10, 11), tuning_seeds=(20, 21), tasks=("pendulum",), step_sizes=(10.0,), max_iterations=100, on_steps=4_096,
     on_rates=(1e-3,), off_steps=400, off_warmup=200, off_rates=(1e-3,), temperatures=(0.02,), kl_weights=(0.1,),
     kl_ladder=(0.0, 1.0),
 )  # fmt: skip

@@ -49,7 +49,7 @@ def test_windows_reach_back_and_are_clipped_to_their_episode():
 
 @pytest.mark.parametrize("resident", [0, 2**30])
 def test_a_source_draws_the_same_windows(resident):
-    source = DatasetSource(LOG, 32, window=5, before=2, resident=resident)
+    source = DatasetSource(LOG, 128, window=5, before=2, resident=resident)
     _, batch = source.draw((), None, KEY)
     rows = np.asarray(batch.steps.reward[:, 2]).astype(int)
     expected = LOG.canonical().windows(5, rows, 2)

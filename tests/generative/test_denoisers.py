@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +43,7 @@ def test_the_scale_and_shift_stand_between_the_blocks():
     condition = jax.random.normal(KEY, (4,))
     scale, shift = jnp.split(jax.nn.mish(condition) @ block.film.weight + block.film.bias, 2)
     known = block.second(scale * block.first(X) + shift) + X @ block.past.weight + block.past.bias
-    np.testing.assert_allclose(jax.jit(block)(X, condition), known, atol=1e-4)
+    np.testing.assert_allclose(eqx.filter_jit(block)(X, condition), known, atol=1e-4)
 
 
 def test_the_u_net_of_policies_sees_level_and_condition():

@@ -61,6 +61,7 @@ def robustness_signal(
     arguments are those of `robustness`.
     """
     require(temperature is None or temperature > 0, f"temperature must be above 0, but is {temperature}.")
+    temperature = float(temperature) if isinstance(temperature, int) else temperature
     steps = _steps(trace)
     if valid is not None and valid.shape != (steps,):
         raise DataError(f"valid has shape {valid.shape}, expected ({steps},), a flag for each step of the trace.")

@@ -67,7 +67,7 @@ TINY = {
     "warmup_updates": 20,
     "latent_size": 4,
     "candidates": 16,
-    "predicted": 4,
+    "predicted": 5,
     "blocks": 1,
     "levels": 10,
 }
@@ -80,6 +80,7 @@ LOOSE = {
     "cql": {"alpha": 0.5},
     "hnpg": {"value_learning_rate": 3e-3},
     "trpo-stepwise": {"value_learning_rate": 3e-3},
+    "reinflow": {"clip": 0.2, "noise_high": 0.5, "critic_warmup": 0},
 }
 # so that the value of a state is the sum of discounted rewards and nothing else
 PLAIN = {"discount": 0.5, "temperature": 1e-6, "tune_temperature": False}
@@ -91,6 +92,7 @@ PLAIN_OF = {
     "hnpg": {"value_learning_rate": 3e-3, "max_kl": 1e-9},
     "trpo-stepwise": {"value_learning_rate": 3e-3, "max_kl": 1e-9},
     "pcg-imitation": {"num_envs": 8},
+    "reinflow": {"scale_rewards": False, "value_learning_rate": 3e-3},
 }
 
 # what each network that a learner may train is for
@@ -182,9 +184,13 @@ BAD = {
     "min_reward": (1.0, float("-inf")),
     "max_reward": (0.0, float("inf")),
     "max_return": (0.0,),
-    "predicted": (0, 1),
+    "predicted": (0,),
     "executed": (0, 99),
     "eta": (-0.1, 1.1),
+    "noise_low": (0.0, 1.0),
+    "noise_high": (0.01,),
+    "noise_hold": (-0.1, 1.1),
+    "critic_warmup": (-1,),
     "steps": (0,),
 } | dict.fromkeys(
     (
@@ -246,6 +252,12 @@ def reward(kind: str, code, action):
     return -jnp.square((action[0] - best(kind, code)) / 2)
 
 
+def small(cls: type[Learner], **changes: Any) -> Learner:
+    """A learner, small, with some hyperparameters changed where it has them."""
+    known = {f.name for f in dataclasses.fields(cls)}
+    return cls(**{k: v for k, v in (TINY | changes).items() if k in known})
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """A learner and something to learn from.
@@ -275,8 +287,7 @@ class Setting:
 
     def make(self, **changes) -> Learner:
         """The learner, small, with some hyperparameters changed where it has them."""
-        known = {f.name for f in dataclasses.fields(self.cls)}
-        return self.cls(**{k: v for k, v in (TINY | changes).items() if k in known})
+        return small(self.cls, **changes)
 
     @property
     def source(self) -> Source:
@@ -371,7 +382,8 @@ def source(data: str, kind: str, cls: type[Learner], window: int | None, before:
         rows = DatasetSource(log(kind, expert=False), TINY["batch_size"])
         return Rollouts(world, TINY["num_envs"], TINY["rollout_length"], beside=rows)
     if cls.on_policy:
-        return Rollouts(world, TINY["num_envs"], TINY["rollout_length"])
+        size = {"num_envs": TINY["num_envs"], "length": TINY["rollout_length"]}
+        return small(cls).rollouts(world, **size) or Rollouts(world, **size)
     if cls.sides:
         real, size = log(kind, expert=False), TINY["batch_size"]
         return Replay(world, size, 4096, num_envs=8, warmup=256, updates_per_step=1 / 8, prefill=real, apart=True)
@@ -403,6 +415,9 @@ def given_two_states(
         logged = Trajectory(steps, jnp.ones((64, 2), bool), time, 2.0 - time)
         return Sides(own, logged) if cls.sides else own
     own = two_states(kind, (16, 8) if cls.on_policy else (128,), ends_as, cls.constrained)
+    if cls.on_policy and (acts := small(cls).rollouts(Identity(kind))) is not None:  # windows, and chains of chunks
+        chain = jnp.broadcast_to(own.action[..., None, None, :], (16, 8, *acts.env.action_space.shape))
+        own = dataclasses.replace(own, obs=own.obs[..., None, :], next_obs=own.next_obs[..., None, :], action=chain)
     return Sides(own, two_states(kind, (128,), ends_as)) if cls.sides else own
 
 

@@ -39,6 +39,7 @@ from habitus.core.card import cards
 from habitus.core.errors import ConfigError, SpaceMismatch
 from habitus.core.protocols import Learner
 from habitus.core.trees import is_array, trainable
+from habitus.methods.generative.reinflow import WindowValue
 from habitus.nets.heads import Critic, DiscreteCritic, DuelingCritic, Ensemble, Value
 from habitus.nets.losses import pick
 from habitus.train.loop import learn
@@ -86,7 +87,7 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(setting, tmp_p
 
 def value_of(network, batch):
     """Values [batch] of logged transitions, the mean over an ensemble."""
-    if isinstance(network, Value):
+    if isinstance(network, (Value, WindowValue)):
         return jax.vmap(network)(batch.obs)
     if isinstance(network, (DiscreteCritic, DuelingCritic)):
         return pick(jax.vmap(network)(batch.obs), batch.action)

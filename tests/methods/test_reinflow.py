@@ -124,7 +124,8 @@ def test_entropy_and_what_is_cut_off():
 
 
 def test_noise_lies_between_its_bounds_and_is_their_geometric_mean_where_the_network_says_nothing():
-    noise = state_of(dataclasses.replace(SMALL, noise_low=0.10, noise_high=0.24)).actor.noise
+    noise = SMALL.chains(state_of().actor, state_of())(jnp.zeros((1, 1))).noise
+    noise = dataclasses.replace(noise, low=0.10, high=0.24)
     silent = eqx.tree_at(lambda n: n.net, noise, lambda x: jnp.zeros(2))
     np.testing.assert_allclose(silent(jnp.asarray(0.5), jnp.zeros((1, 1))), 0.15492, rtol=1e-4)
     loud = eqx.tree_at(lambda n: n.net.layers[-1].weight, noise, 1e3 * noise.net.layers[-1].weight)
@@ -154,7 +155,7 @@ def rollout(learner=SMALL, state=None):
 @pytest.fixture(scope="module")
 def ready():
     state, batch = rollout()
-    return state, prepare_round(state.actor, state.critic, batch, 0.99, 0.95)
+    return state, prepare_round(SMALL.chains(state.actor, state), state.critic, batch, 0.99, 0.95)
 
 
 def test_the_first_ratio_is_one_and_the_gradient_that_of_the_normalised_log_density(ready):
@@ -166,7 +167,7 @@ def test_the_first_ratio_is_one_and_the_gradient_that_of_the_normalised_log_dens
     advantage = (batch.advantage - batch.advantage.mean()) / batch.advantage.std()
 
     def policy_gradient(actor):
-        whole = jax.vmap(lambda o, a: actor(o).log_prob_whole(a))(batch.obs, batch.action)
+        whole = jax.vmap(lambda o, a: SMALL.chains(actor, state)(o).log_prob_whole(a))(batch.obs, batch.action)
         inside = jnp.abs(batch.log_prob) < 1
         return -(whole / (5 * 2) * advantage * inside).mean()
 

@@ -57,30 +57,40 @@ WAVES = 16  # features of the time that the noise is told
 LEAST = 0.3  # share of the least noise in the greatest, once it has fallen; authors' code
 
 
+class NoisyFlow(eqx.Module):
+    """What is learned: the velocity, and how much noise each step has."""
+
+    network: ResidualMLP
+    noise: MLP
+
+
 class Noise(eqx.Module):
     """`sigma(t, window)` in [low, high]: `exp(l_0 + (l_1 - l_0) (tanh(raw) + 1) / 2)`, `l` the logarithms of both."""
 
     net: MLP
-    low: Float[Array, ""]
-    high: Float[Array, ""]
-    shape: tuple[int, int] = eqx.field(static=True)
+    low: Any  # numbers
+    high: Any
+    shape: tuple[int, ...] = eqx.field(static=True)
 
     def __call__(self, t: Float[Array, ""], window: Window) -> Float[Array, "predicted actions"]:
         code = sinusoidal(jnp.asarray(PERIODS * t, jnp.float32), WAVES)
         raw = self.net(jnp.concatenate([code, window.ravel()])).reshape(self.shape)
-        low, high = (jnp.log(jax.lax.stop_gradient(x)) for x in (self.low, self.high))
+        low, high = jnp.log(self.low), jnp.log(self.high)
         return jnp.exp(low + (high - low) * (jnp.tanh(raw) + 1) / 2)
 
 
 class ChainActor(eqx.Module):
     """A window of observations to the distribution of chains."""
 
-    network: ResidualMLP
-    noise: Noise
+    flow: NoisyFlow
+    low: Any
+    high: Any
     steps: int = eqx.field(static=True)
 
     def __call__(self, window: Window) -> FlowChain:
-        return FlowChain(self.network.shape, self.steps, Timed(self.network), self.noise, window)
+        shape = self.flow.network.shape
+        noise = Noise(self.flow.noise, self.low, self.high, shape)
+        return FlowChain(shape, self.steps, Timed(self.flow.network), noise, window)
 
 
 class WindowValue(eqx.Module):
@@ -98,7 +108,8 @@ class Drawn(eqx.Module):
     actor: ChainActor
 
     def __call__(self, window: Window, key: PRNGKeyArray) -> Float[Array, "predicted actions"]:
-        return self.actor(window).without_noise(jax.random.normal(key, self.actor.network.shape))
+        chains = self.actor(window)
+        return chains.without_noise(jax.random.normal(key, chains.shape))
 
 
 class ReinFlowState(PPOState):
@@ -141,6 +152,7 @@ class ReinFlow(PPO):
     noise_high: float = 0.20
     noise_hold: float = 0.35  # share of the run after which the greatest noise falls; authors' code
     critic_warmup: int = 3  # rounds in which the value alone learns
+    scale_rewards: bool = True  # by a running standard deviation of returns
 
     continues: ClassVar = ("flow-policy",)
 
@@ -174,13 +186,11 @@ class ReinFlow(PPO):
         spec.require("bounded", type(self).__name__)
         net_key, noise_key, value_key = jax.random.split(key, 3)
         shape, seen = (self.predicted, spec.action_size), self.observed * spec.obs_size
-        low, high = jnp.asarray(self.noise_low, jnp.float32), jnp.asarray(self.noise_high, jnp.float32)
-        net = MLP(WAVES + seen, (64, 64), self.predicted * spec.action_size, noise_key, "tanh")
-        actor = ChainActor(ResidualMLP(shape, self.width, self.blocks, net_key, seen), Noise(net, low, high, shape),
-                           self.steps)  # fmt: skip
+        noise = MLP(WAVES + seen, (64, 64), self.predicted * spec.action_size, noise_key, "tanh")
+        actor = NoisyFlow(ResidualMLP(shape, self.width, self.blocks, net_key, seen), noise)
         critic = WindowValue(MLP(seen, self.hidden, 1, value_key, "tanh", final_gain=1.0))
         return ReinFlowState(
-            actor=actor,
+            actor=actor,  # type: ignore[arg-type]
             critic=critic,  # type: ignore[arg-type]
             actor_opt=self.optimizer.init(trainable(actor)),
             critic_opt=self.critic_optimizer.init(trainable(critic)),
@@ -212,6 +222,14 @@ class ReinFlow(PPO):
         last = LEAST * self.noise_low + (1 - LEAST) * self.noise_high
         return last + (self.noise_high - last) * (1 + jnp.cos(jnp.pi * after)) / 2
 
+    def chains(self, flow: Any, state: Any) -> ChainActor:
+        """The flow with as much noise as it has now."""
+        return ChainActor(flow, self.noise_low, self.greatest_noise(state), self.steps)
+
+    def actor_loss(self, actor: Any, state: PPOState, batch: Round, key: PRNGKeyArray) -> tuple[Array, Metrics]:
+        """The clipped surrogate of chains, as of any actions (eq. 8)."""
+        return super().actor_loss(self.chains(actor, state), state, batch, key)
+
     def critic_loss(
         self, critic: Any, state: PPOState, batch: Round, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], Metrics]:
@@ -220,19 +238,18 @@ class ReinFlow(PPO):
         return loss, {"critic_loss": loss}
 
     def update(self, state: Any, batch: Transition, key: PRNGKeyArray) -> tuple[Any, Metrics]:
-        high = jnp.asarray(self.greatest_noise(state), jnp.float32)
-        earned = state.earned.update(self.running_returns(batch).ravel())
-        state = dataclasses.replace(state, actor=eqx.tree_at(lambda a: a.noise.high, state.actor, high), earned=earned)
-        seen = state.normaliser.transition(batch)
-        seen = dataclasses.replace(seen, reward=seen.reward / jnp.sqrt(earned.var + 1e-8))
-        ready = prepare_round(state.actor, state.critic, seen, self.discount, self.gae_lambda)
+        seen, earned = state.normaliser.transition(batch), state.earned
+        if self.scale_rewards:
+            earned = earned.update(self.running_returns(batch).ravel())
+            seen = dataclasses.replace(seen, reward=seen.reward / jnp.sqrt(earned.var + 1e-8))
+        ready = prepare_round(self.chains(state.actor, state), state.critic, seen, self.discount, self.gae_lambda)
         after, metrics = minibatches(self._improve, state, ready, key, self.epochs, self.minibatch_size)
         learns = state.done >= self.critic_warmup
         actor, opt = select(learns, (after.actor, after.actor_opt), (state.actor, state.actor_opt))
         low, most = FlowChain.bounds
         cut = (ready.log_prob <= low) | (ready.log_prob >= most)
-        metrics |= {"clamped": cut.mean(), "noise": high}
-        return dataclasses.replace(after, actor=actor, actor_opt=opt, done=state.done + 1), metrics
+        metrics |= {"clamped": cut.mean(), "noise": self.greatest_noise(state)}
+        return dataclasses.replace(after, actor=actor, actor_opt=opt, earned=earned, done=state.done + 1), metrics
 
     def running_returns(self, batch: Transition) -> Float[Array, "time envs"]:
         """`G_t = r_t + gamma G_{t-1}`, from 0 at the start of the roll-out and of each episode."""
@@ -245,8 +262,8 @@ class ReinFlow(PPO):
 
     def policy(self, state: Any) -> Policy:
         length, size = state.actor.network.shape
-        planner = Sampled(Drawn(state.actor), length, size, state.obs_shape, calls=self.steps)
+        planner = Sampled(Drawn(self.chains(state.actor, state)), length, size, state.obs_shape, calls=self.steps)
         return Normalised(RecedingHorizon(planner, self.executed, self.observed), state.normaliser)
 
     def explorer(self, state: Any) -> Policy:
-        return Normalised(Sampling(state.actor), state.normaliser)
+        return Normalised(Sampling(self.chains(state.actor, state)), state.normaliser)

@@ -67,7 +67,7 @@ TINY = {
     "warmup_updates": 20,
     "latent_size": 4,
     "candidates": 16,
-    "predicted": 5,
+    "predicted": 2,
     "blocks": 1,
     "levels": 10,
 }
@@ -81,6 +81,7 @@ LOOSE = {
     "hnpg": {"value_learning_rate": 3e-3},
     "trpo-stepwise": {"value_learning_rate": 3e-3},
     "reinflow": {"clip": 0.2, "noise_high": 0.5, "critic_warmup": 0},
+    "sdp": {"predicted": 5},
 }
 # so that the value of a state is the sum of discounted rewards and nothing else
 PLAIN = {"discount": 0.5, "temperature": 1e-6, "tune_temperature": False}
@@ -191,7 +192,8 @@ BAD = {
     "noise_high": (0.01,),
     "noise_hold": (-0.1, 1.1),
     "critic_warmup": (-1,),
-    "steps": (0,),
+    "factor": (0.0,),
+    "sampling_steps": (0,),
 } | dict.fromkeys(
     (
         "batch_size", "epochs", "minibatch_size", "value_epochs", "value_batch_size", "inner_steps", "num_envs",

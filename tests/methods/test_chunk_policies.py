@@ -194,7 +194,7 @@ def test_undeclared_switches_are_refused_where_they_are_asked_for():
     ("make", "why"),
     [
         (lambda: DiffusionPolicy(predicted=3, observed=2, executed=3), "predict 4 or more"),
-        (lambda: DiffusionPolicy(levels=8, steps=9), "steps must be from 1 to the 8"),
+        (lambda: DiffusionPolicy(levels=8, sampling_steps=9), "sampling_steps must be from 1 to the 8"),
         (lambda: DiffusionPolicy(prediction="score"), "must be one of"),
         (lambda: FlowPolicy(times="late"), "times must be one of"),
         (lambda: SDP(levels=50), "do not divide into the 4 parts"),

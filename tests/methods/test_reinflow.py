@@ -269,9 +269,14 @@ def record(world):
 
 @pytest.mark.parametrize(
     ("bad", "why"),
-    [(dict(noise_low=0.3), "noise_low"), (dict(steps=0), "steps"), (dict(noise_hold=2.0), "noise_hold"),
-     (dict(predicted=1), "predict 2 or more"), (dict(critic_warmup=-1), "critic_warmup")],
-)  # fmt: skip
+    [
+        (dict(noise_low=0.3), "noise_low"),
+        (dict(sampling_steps=0), "sampling_steps"),
+        (dict(noise_hold=2.0), "noise_hold"),
+        (dict(predicted=1), "predict 2 or more"),
+        (dict(critic_warmup=-1), "critic_warmup"),
+    ],
+)
 def test_settings_that_do_not_fit(bad, why):
     with pytest.raises(ConfigError, match=why):
         dataclasses.replace(SMALL, **bad)

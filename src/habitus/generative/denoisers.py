@@ -195,6 +195,12 @@ def _halved(x: Float[Array, "time channels"]) -> Float[Array, "short channels"]:
     return x[: 2 * n].reshape(n, 2, -1).max(1)
 
 
+def check_residual(width: int, blocks: int) -> None:
+    """Raises `ConfigError` unless a residual MLP can have these sizes."""
+    require(width >= 8 and width % 8 == 0, f"width must be a multiple of 8, but is {width}.")
+    require(blocks >= 1, f"blocks must be 1 or more, but is {blocks}.")
+
+
 class ResidualMLP(eqx.Module):
     """Dense layers with shortcuts: anything of a fixed shape, given the level and, if wanted, a vector besides."""
 
@@ -223,8 +229,7 @@ class ResidualMLP(eqx.Module):
         Raises:
             ConfigError: if a number is out of its domain.
         """
-        require(width >= 8 and width % 8 == 0, f"width must be a multiple of 8, but is {width}.")
-        require(blocks >= 1, f"blocks must be 1 or more, but is {blocks}.")
+        check_residual(width, blocks)
         enter_key, code_key, out_key, *keys = jax.random.split(key, 3 + 2 * blocks)
         size = 1
         for n in shape:

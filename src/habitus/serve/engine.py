@@ -29,7 +29,8 @@ class Engine:
     def __init__(self, policy: Deployed, batch: int = 1, chunk: int = 1):
         require(batch >= 1 and chunk >= 1, f"batch is {batch} and chunk {chunk}; both must be 1 or more.")
         self.policy, self.spec, self.batch, self.chunk = policy, policy.spec, batch, chunk
-        self.arrays, rest = flatten(policy)
+        # the policies of a run are kept in NumPy
+        self.arrays, rest = flatten(jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, policy))
         self.hears = listens(policy)
         fresh = policy.init()
         self.single = jax.tree.map(np.asarray, fresh)
@@ -100,7 +101,8 @@ def _program(rest: Any, n: int, batched: bool) -> Callable[..., Any]:
             if batched:
                 keys = jax.random.split(own, jax.tree.leaves(obs)[0].shape[0])
                 action, after = jax.vmap(policy)(obs, carry, keys)
-                return after, (action, jax.vmap(policy.report)(after))
+                # the actions say how many there are, where the carry is empty
+                return after, (action, jax.vmap(lambda own, _: policy.report(own))(after, action))
             action, after = policy(obs, carry, own)
             return after, (action, policy.report(after))
 

@@ -133,7 +133,7 @@ def _whole(run: Run, executed: int, steps: int | None = None, eta: float = 1.0) 
     size: dict[str, Any] = {
         name: getattr(ours, name) for name in ("levels", "predicted", "observed", "width", "blocks")
     }
-    return dataclasses.replace(run, learner=DiffusionPolicy(executed=executed, steps=steps, eta=eta, **size))
+    return dataclasses.replace(run, learner=DiffusionPolicy(executed=executed, sampling_steps=steps, eta=eta, **size))
 
 
 def _arms(runs: dict[str, Run], world: Env, budget: Budget) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:

@@ -53,7 +53,7 @@ def run(budget: Budget) -> Outcome:
     learners = {"DP": whole, "SDP": SDP(**size), "SDP, one level": SDP(regimes=(1.0, 0.0, 0.0, 0.0), **size),
                 "SDP, each step": SDP(executed=1, **size)}  # fmt: skip
     runs = {name: learn(learner, log, budget.steps, seeds=budget.seeds, points=5) for name, learner in learners.items()}
-    runs["DDIM"] = dataclasses.replace(runs["DP"], learner=dataclasses.replace(whole, steps=12, eta=0.0))
+    runs["DDIM"] = dataclasses.replace(runs["DP"], learner=dataclasses.replace(whole, sampling_steps=12, eta=0.0))
     success = {name: _picking.successes(r.policies, world, budget.episodes, budget.seeds) for name, r in runs.items()}
     calls = {name: _picking.calls_per_action(r.policies[0], world) for name, r in runs.items()}
     figures = {

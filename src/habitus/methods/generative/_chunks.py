@@ -18,7 +18,7 @@ from habitus.core.trees import Metrics, descend, trainable
 from habitus.execution.horizon import RecedingHorizon
 from habitus.execution.planner import Planner
 from habitus.generative.chunks import Chunking
-from habitus.generative.denoisers import ResidualMLP
+from habitus.generative.denoisers import ResidualMLP, check_residual
 from habitus.generative.ema import follow
 from habitus.nets.normalise import Standardiser
 from habitus.nets.policies import Normalised
@@ -69,6 +69,7 @@ class ChunkLearner(Learner):
     def __check_init__(self) -> None:
         require(self.weight_decay >= 0, f"weight_decay must be 0 or more, but is {self.weight_decay}.")
         require(self.warmup_updates >= 1, f"warmup_updates must be 1 or more, but is {self.warmup_updates}.")
+        check_residual(self.width, self.blocks)
         _ = self.chunking
 
     @property

@@ -40,14 +40,14 @@ class DiffusionPolicy(ChunkLearner):
     """Denoising diffusion over chunks of actions, on windows of a log. Bounded real actions."""
 
     levels: int = 50  # N; authors' code: 100
-    steps: int | None = eqx.field(default=None, static=True)  # of the sampler; None for every level
+    sampling_steps: int | None = eqx.field(default=None, static=True)  # None for every level
     eta: float = eqx.field(default=1.0, static=True)  # 1 for DDPM, 0 for DDIM
     prediction: str = eqx.field(default="noise", static=True)  # or "clean" or "velocity"
 
     def __check_init__(self) -> None:
         require(self.levels >= 1, f"levels must be 1 or more, but is {self.levels}.")
-        fits = self.steps is None or 1 <= self.steps <= self.levels
-        require(fits, f"steps must be from 1 to the {self.levels} levels, but is {self.steps}.")
+        fits = self.sampling_steps is None or 1 <= self.sampling_steps <= self.levels
+        require(fits, f"sampling_steps must be from 1 to the {self.levels} levels, but is {self.sampling_steps}.")
         require(0 <= self.eta <= 1, f"eta must be in [0, 1], but is {self.eta}.")
         check_prediction(self.prediction)
 
@@ -78,7 +78,7 @@ class DiffusionPolicy(ChunkLearner):
             self.predicted,
             state.action_size,
             state.obs_shape,
-            steps=self.steps,
+            steps=self.sampling_steps,
             eta=self.eta,
             prediction=self.prediction,
         )

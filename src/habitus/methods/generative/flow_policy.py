@@ -62,11 +62,11 @@ class Flow(eqx.Module):
 class FlowPolicy(ChunkLearner):
     """Flow matching over chunks of actions, on windows of a log. Bounded real actions."""
 
-    steps: int = 4  # K of Euler's method
+    sampling_steps: int = 4  # K of Euler's method
     times: str = eqx.field(default="uniform", static=True)  # density to train at: "logit-normal" or "noisy"
 
     def __check_init__(self) -> None:
-        require(self.steps >= 1, f"steps must be 1 or more, but is {self.steps}.")
+        require(self.sampling_steps >= 1, f"sampling_steps must be 1 or more, but is {self.sampling_steps}.")
         require(self.times in TIMES, f"times must be one of {', '.join(TIMES)}, but is {self.times!r}.")
 
     def example_loss(
@@ -79,5 +79,5 @@ class FlowPolicy(ChunkLearner):
 
     def planner(self, state: ChunkState) -> Sampled:
         shape = self.predicted, state.action_size
-        flow = Flow(Timed(state.average), shape, self.steps)
-        return Sampled(flow, *shape, state.obs_shape, calls=self.steps)
+        flow = Flow(Timed(state.average), shape, self.sampling_steps)
+        return Sampled(flow, *shape, state.obs_shape, calls=self.sampling_steps)

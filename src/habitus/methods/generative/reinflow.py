@@ -29,7 +29,7 @@ from habitus.execution.horizon import RecedingHorizon
 from habitus.execution.planner import Sampled
 from habitus.generative.chains import FlowChain
 from habitus.generative.chunks import Chunking
-from habitus.generative.denoisers import ResidualMLP
+from habitus.generative.denoisers import ResidualMLP, check_residual
 from habitus.methods.generative._chunks import Window
 from habitus.methods.generative.flow_policy import PERIODS, Timed
 from habitus.methods.online.ppo import PPO, PPOState
@@ -50,7 +50,6 @@ CARD = Card(
     entry="ReinFlow",
     data=("env",),
     actions=("continuous",),
-    paper=True,
 )
 
 WAVES = 16  # features of the time that the noise is told
@@ -142,7 +141,7 @@ class ReinFlow(PPO):
     num_envs: int = 64
     rollout_length: int = 50  # chunks
     hidden: tuple[int, ...] = (128, 128, 128)  # of the value
-    steps: int = 4  # K
+    sampling_steps: int = 4  # K
     predicted: int = 2  # Tp; authors' code: 4
     observed: int = 1  # To
     executed: int = 2  # Ta
@@ -162,8 +161,9 @@ class ReinFlow(PPO):
         require(
             (self.noise_hold >= 0) & (self.noise_hold <= 1), f"noise_hold must be in [0, 1], not {self.noise_hold}."
         )
-        require(self.steps >= 1, f"steps must be 1 or more, but is {self.steps}.")
+        require(self.sampling_steps >= 1, f"sampling_steps must be 1 or more, but is {self.sampling_steps}.")
         require(self.critic_warmup >= 0, f"critic_warmup must be 0 or more, but is {self.critic_warmup}.")
+        check_residual(self.width, self.blocks)
         _ = self.chunking
 
     @property
@@ -180,7 +180,7 @@ class ReinFlow(PPO):
         return optax.adamw(self.value_learning_rate, weight_decay=1e-5)
 
     def rollouts(self, env: Env | HostEnv, **options: Any) -> Source:
-        return ChunkRollouts(env, self.chunking, self.steps + 1, **options)
+        return ChunkRollouts(env, self.chunking, self.sampling_steps + 1, **options)
 
     def init(self, spec: Spec, key: PRNGKeyArray) -> ReinFlowState:
         spec.require("bounded", type(self).__name__)
@@ -224,7 +224,7 @@ class ReinFlow(PPO):
 
     def chains(self, flow: Any, state: Any) -> ChainActor:
         """The flow with as much noise as it has now."""
-        return ChainActor(flow, self.noise_low, self.greatest_noise(state), self.steps)
+        return ChainActor(flow, self.noise_low, self.greatest_noise(state), self.sampling_steps)
 
     def actor_loss(self, actor: Any, state: PPOState, batch: Round, key: PRNGKeyArray) -> tuple[Array, Metrics]:
         """The clipped surrogate of chains, as of any actions (eq. 8)."""
@@ -262,7 +262,9 @@ class ReinFlow(PPO):
 
     def policy(self, state: Any) -> Policy:
         length, size = state.actor.network.shape
-        planner = Sampled(Drawn(self.chains(state.actor, state)), length, size, state.obs_shape, calls=self.steps)
+        planner = Sampled(
+            Drawn(self.chains(state.actor, state)), length, size, state.obs_shape, calls=self.sampling_steps
+        )
         return Normalised(RecedingHorizon(planner, self.executed, self.observed), state.normaliser)
 
     def explorer(self, state: Any) -> Policy:

@@ -68,6 +68,7 @@ class SDP(DiffusionPolicy):
             f"regimes are four probabilities that sum to 1, but are {self.regimes}.",
         )
         require(self.first in ("zero", "denoise"), f"first must be 'zero' or 'denoise', but is {self.first!r}.")
+        _ = self.chunking  # first: without a part there is nothing to divide by
         require(
             self.levels % self.parts == 0,
             f"{self.levels} noise levels do not divide into the {self.parts} parts of {self.executed} steps that "

@@ -80,7 +80,7 @@ LOOSE = {
     "cql": {"alpha": 0.5},
     "hnpg": {"value_learning_rate": 3e-3},
     "trpo-stepwise": {"value_learning_rate": 3e-3},
-    "reinflow": {"clip": 0.2, "noise_high": 0.5, "critic_warmup": 0},
+    "reinflow": {"entropy": 0.0, "noise_high": 0.5, "critic_warmup": 0},
     "sdp": {"predicted": 5},
 }
 # so that the value of a state is the sum of discounted rewards and nothing else

@@ -1,0 +1,1 @@
+"""Policies that are drawn from generative models: diffusion, flows."""

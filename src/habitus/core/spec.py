@@ -161,7 +161,7 @@ class Spec:
         size, wanted = achieved.stop - achieved.start, desired.stop - desired.start
         if size == 0 or wanted % size:
             raise SpaceMismatch(
-                f"desired_goal has {wanted} entries and achieved_goal {size}; the first must be a multiple of the other."
+                f"desired_goal has {wanted} entries and achieved_goal {size}; they must be as many, or a multiple."
             )
         return achieved, desired
 

@@ -186,9 +186,7 @@ class HindsightSource(DatasetSource):
         later = jax.random.randint(goal_key, first.shape, first, last + 1)
         return state, self._aimed(windows, later, last)
 
-    def _aimed(
-        self, windows: Trajectory, later: Int[Array, "batch"], last: Int[Array, "batch"]
-    ) -> Trajectory:
+    def _aimed(self, windows: Trajectory, later: Int[Array, "batch"], last: Int[Array, "batch"]) -> Trajectory:
         """The windows with the goals that rows `later` and those after them achieved, up to the last ones."""
         assert self.spec.goals is not None
         achieved, desired = self.spec.goals

@@ -45,7 +45,10 @@ class GoalTransformer(eqx.Module):
     dropout: float = eqx.field(static=True)
 
     def __call__(
-        self, states: Float[Array, "window columns"], goal: Float[Array, "goals columns"], key: PRNGKeyArray | None = None
+        self,
+        states: Float[Array, "window columns"],
+        goal: Float[Array, "goals columns"],
+        key: PRNGKeyArray | None = None,
     ) -> Float[Array, "window actions"]:
         tokens = self.state(jnp.concatenate([goal, states])) + self.places
         return self.out(self.body(tokens, jnp.ones(len(tokens), bool), key, self.dropout)[len(goal) :])

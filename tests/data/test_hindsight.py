@@ -17,7 +17,7 @@ LENGTHS = (8, 1, 3)
 
 
 def walk(goals=1):
-    """Episodes that count up, in a log that asks for nonsense; each state is its row, and a half after the last step."""
+    """Episodes that count up, and ask for nonsense; each state is its row, and a half more after the last step."""
     rows = np.arange(sum(LENGTHS), dtype=np.float32)[:, None]
     last = np.cumsum(LENGTHS) - 1
     after = np.where(np.isin(rows, last), rows + 0.5, rows + 1)

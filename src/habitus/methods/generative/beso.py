@@ -85,9 +85,8 @@ class BESO(GoalImitation):
         require((drop >= 0) & (drop <= 1), f"goal_drop is a probability, in [0, 1], but is {drop}.")
         require(self.sigma_data > 0, f"sigma_data must be above 0, but is {self.sigma_data}.")
         low, high = self.sigma_min, self.sigma_max
-        require(
-            0 < low < high, f"sigma_min is {low} and sigma_max {high}; they must be above 0, the first below the other."
-        )
+        ends = f"sigma_min is {low} and sigma_max {high}"
+        require(0 < low < high, f"{ends}; both must be above 0, and the first below the other.")
         require(self.steps >= 1, f"steps must be 1 or more, but is {self.steps}.")
         solver(self.solver), sigma_grid(self.grid, self.steps, low, high)
 

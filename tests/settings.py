@@ -194,12 +194,8 @@ BAD = {
     ),
     (0,),
 )  # fmt: skip
-ANY = {
-    "target_entropy",
-    "first_log_std",
-    "target",
-    "guidance",
-}  # numeric hyperparameters of which every finite value makes sense
+# numeric hyperparameters of which every finite value makes sense
+ANY = {"target_entropy", "first_log_std", "target", "guidance"}
 
 SPACES = {"continuous": spaces.Box(-2, 2, (1,)), "discrete": spaces.Discrete(2, start=3)}
 

@@ -39,12 +39,13 @@ SIZES = {"context": 3, "width": 16, "layers": 1, "heads": 2, "batch_size": 64, "
 
 
 def play(episodes=100, length=6, seed=0):
-    """Somebody goes to -1 or 1 in each step, at times up and at times down, and asks for nothing.
+    """Somebody goes to -1 or 1 in an episode, in each step upwards or downwards, and asks for nothing.
 
-    The action's first entry goes there, three times as far in the user's units; its second is up or down.
+    The action's first entry says where, three times as far in the user's units; its second is up or down.
     """
     rng, rows = np.random.default_rng(seed), episodes * length
-    side, up = rng.choice([-1.0, 1.0], (2, rows, 1)).astype(np.float32)
+    side = np.repeat(rng.choice([-1.0, 1.0], (episodes, 1)), length, 0).astype(np.float32)
+    up = rng.choice([-1.0, 1.0], (rows, 1)).astype(np.float32)
     last = np.arange(1, rows + 1) % length == 0
     before = np.where(np.roll(last, 1)[:, None], 0.0, np.roll(side, 1, 0)).astype(np.float32)
 
@@ -94,8 +95,8 @@ class Echo(GoalPolicy):
         return jnp.stack([now.astype(jnp.float32), states[now, -1], states[0, -1], goal[0, -1], before, oldest])
 
 
-def test_it_remembers_the_last_states_and_actions_and_begins_with_a_shorter_sequence():
-    state = BESO(**SIZES).init(SPEC, KEY)
+def test_it_remembers_the_last_states_and_actions_and_begins_with_a_shorter_sequence(fresh):
+    _, state, _ = fresh
     box = Spec(SPEC.observation_space, spaces.Box(-100, 100, (6,)))
     mean, std = float(state.rows.scale.mean[-1]), float(state.rows.scale.std[-1])
     scale = Standardiser(jnp.full(6, 0.3), jnp.full(6, 2.0))
@@ -129,7 +130,7 @@ def test_actions_are_scaled_to_the_log_and_clipped_a_tenth_beyond_it(fresh):
     learner, state, _ = fresh
     np.testing.assert_allclose(state.scale.undo(jnp.ones(2)), [0.75, 0.125])  # of a box of 4
     loud = eqx.tree_at(lambda s: s.average.network.out.bias, state, jnp.array([1e3, -1e3]))
-    action, carry = learner.policy(loud)(seen(0.0, 1.0), state.blank, KEY)
+    action, carry = eqx.filter_jit(learner.policy(loud))(seen(0.0, 1.0), state.blank, KEY)
     np.testing.assert_allclose(action, [0.75 * 1.1, -0.125 * 1.1], rtol=1e-5)
     np.testing.assert_array_equal(carry.action[-1], action)
 
@@ -148,7 +149,7 @@ def test_guidance_0_ignores_the_goal_1_is_the_conditional_model_and_beyond_it_ex
 
     plain, aimed = at(0.0, nothing), at(1.0, goal)
     np.testing.assert_array_equal(at(0.0, goal), plain)
-    np.testing.assert_allclose(aimed, jax.jit(state.actor)(x, sigma, states, goal), atol=1e-6)
+    np.testing.assert_allclose(aimed, eqx.filter_jit(state.actor)(x, sigma, states, goal), atol=1e-6)
     np.testing.assert_allclose(at(1.0, nothing), plain, atol=1e-6)
     np.testing.assert_allclose(at(2.0, goal), plain + 2 * (aimed - plain), atol=1e-5)
     assert float(jnp.abs(aimed - plain).max()) > 1e-3
@@ -224,7 +225,7 @@ def test_the_denoiser_keeps_what_is_clean_and_ignores_what_is_noise(fresh):
     _, state, _ = fresh
     x = jnp.array([[0.3, -0.2], [0.1, 0.4], [0.0, 1.0]])
     given = jnp.ones((3, 2)), jnp.zeros((1, 2))
-    np.testing.assert_allclose(jax.jit(state.actor)(x, jnp.asarray(1e-6), *given), x, atol=1e-5)
+    np.testing.assert_allclose(eqx.filter_jit(state.actor)(x, jnp.asarray(1e-6), *given), x, atol=1e-5)
     skip, out, _ = state.actor.scales(jnp.asarray(1e5))
     np.testing.assert_allclose([skip, out], [0.0, 0.5], atol=1e-6)
 
@@ -286,7 +287,9 @@ def test_what_acts_is_the_average_and_the_learning_rate_ends_at_0(fresh):
         step, opt = schedule.update(jnp.ones(1), opt, jnp.zeros(1))
         rates.append(-float(step[0]))
     np.testing.assert_allclose(rates, [1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5, 0, 0], atol=1e-5)
-    assert float(cosine_adamw(1.0, jnp.inf, 0.0).update(jnp.ones(1), opt, jnp.zeros(1))[0][0]) == pytest.approx(-1.0)
+    assert float(cosine_adamw(1.0, jnp.inf, 0.0).update(jnp.ones(1), opt, jnp.zeros(1))[0][0]) == pytest.approx(
+        -1, 1e-4
+    )
 
 
 @eqx.filter_jit
@@ -301,7 +304,7 @@ def test_it_goes_where_it_is_asked_to_in_either_way_and_plays_where_the_goal_is_
     for goal in (-1.0, 1.0):
         found = first_actions(run.learner.policy(state), goal)
         assert ((found[:, 0] * goal) > 2).mean() > 0.95
-        assert (jnp.abs(found[:, 1]) > 0.35).mean() > 0.85 and 0.3 < (found[:, 1] > 0).mean() < 0.7
+        assert (jnp.abs(found[:, 1]) > 0.25).mean() > 0.8 and 0.3 < (found[:, 1] > 0).mean() < 0.7
     ignoring = first_actions(dataclasses.replace(run.learner, guidance=0.0).policy(state), 1.0)
     assert (jnp.abs(ignoring[:, 0]) > 2).mean() > 0.85 and 0.3 < (ignoring[:, 0] > 0).mean() < 0.7
 
@@ -327,7 +330,7 @@ def test_a_log_with_goals_is_drawn_from_in_hindsight_and_one_without_as_it_is():
         np.ones(8, bool), action_space=spaces.Box(-1, 1, (1,)), validate=False,
     )  # fmt: skip
     assert type(log_source(learner, plain)) is DatasetSource
-    assert learner.init(plain.spec, KEY).rows.goals == 0
+    assert eqx.filter_eval_shape(learner.init, plain.spec, KEY).rows.goals == 0
 
 
 @pytest.mark.parametrize(

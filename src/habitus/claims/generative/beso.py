@@ -41,7 +41,6 @@ from habitus.train.loop import learn
 from habitus.train.run import Run
 
 NOISE = (0.3, 0.3, 0.0)  # on what the player's hand does, not on its grip
-SOLVERS = ("ddim", "euler-ancestral", "dpm++2m")
 VOID = 0.4
 
 
@@ -60,14 +59,15 @@ class Budget:
     heads: int = 4
     levels: int = 50
     grid: tuple[int, ...] = (1, 2, 3, 5, 10, 30)
+    solvers: tuple[str, ...] = ("ddim", "euler-ancestral", "dpm++2m")
     episodes: int = 200
     limit: int = 120
 
 
 FULL = Budget()
 SMOKE = Budget(
-    seeds=(10, 11), ddpm_seeds=1, play=8, length=12, updates=4, batch_size=4, width=8, layers=1, heads=2, levels=3,
-    grid=(2, 3, 30), episodes=2, limit=6,
+    seeds=(10, 11), ddpm_seeds=1, play=8, length=12, updates=4, batch_size=4, width=8, layers=1, heads=2, levels=4,
+    grid=(3, 30), solvers=("ddim",), episodes=2, limit=6,
 )  # fmt: skip
 
 
@@ -134,7 +134,9 @@ def run(budget: Budget) -> Outcome:
         seeds=budget.seeds[: budget.ddpm_seeds], points=2,
     )  # fmt: skip
 
-    sampled = {name: {n: _judged(plain, log, budget, solver=name, steps=n)[0] for n in budget.grid} for name in SOLVERS}
+    sampled = {
+        name: {n: _judged(plain, log, budget, solver=name, steps=n)[0] for n in budget.grid} for name in budget.solvers
+    }
     guided = {strength: _judged(mixed, log, budget, guidance=strength) for strength in (0.0, 1.0, 2.0)}
     cloned = _judged(clone, log, budget)
     chains = {n: _judged(discrete, log, budget, steps=n) for n in (3, budget.levels)}

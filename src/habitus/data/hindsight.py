@@ -174,15 +174,14 @@ class HindsightSource(DatasetSource):
     def draw(self, state: tuple[()], explorer: Explorer, key: PRNGKeyArray) -> tuple[tuple[()], Trajectory]:
         """A batch; `explorer` does not take part."""
         row_key, goal_key = jax.random.split(key)
-        log = self.dataset.canonical()
         if self.columns is None or self.bounds is None:
-            rows = self._host_rows(row_key)
-            windows, last = self._read(rows), jnp.asarray(log.ends[log.episode_of(rows)])
+            log, found = self.dataset.canonical(), self._host_rows(row_key)
+            windows, rows, last = self._read(found), jnp.asarray(found), jnp.asarray(log.ends[log.episode_of(found)])
         else:
             rows = self._rows(row_key)
             windows, last = self.at(rows), self.bounds.last[rows]
         assert self.window is not None and isinstance(windows, Trajectory)
-        first = jnp.minimum(jnp.asarray(rows) - self.before + self.window - 1, last)
+        first = jnp.minimum(rows - self.before + self.window - 1, last)
         later = jax.random.randint(goal_key, first.shape, first, last + 1)
         return state, self._aimed(windows, later, last)
 

@@ -23,7 +23,6 @@ from habitus.core.trees import take
 from habitus.data.behaviours import PlanarPlay
 from habitus.data.dataset import Dataset
 from habitus.envs.noise import NoisyActions
-from habitus.envs.registry import make
 from habitus.envs.worlds.planar_goals import GoalState, PlanarGoals
 from habitus.envs.worlds.planar_pick import PickState
 from habitus.envs.wrappers import TimeLimit
@@ -183,7 +182,7 @@ def _notes(budget: Budget) -> list[str]:
 def _judged(run: Run, log: Dataset, budget: Budget, **changes: Any) -> tuple[np.ndarray, np.ndarray]:
     """Result and reward of each seed's policy, sampled in another way."""
     learner: Any = dataclasses.replace(run.learner, **changes)
-    world = make("planar-goals", max_episode_steps=budget.limit)
+    world = TimeLimit(PlanarGoals(), budget.limit)
     found = []
     for state in run.states:
         policy = Deployed.of(learner.policy(jax.tree.map(jnp.asarray, state)), log.spec)
@@ -197,7 +196,7 @@ def _arrivals(policy: Policy, world: TimeLimit, episodes: int, limit: int) -> tu
     """Shares of objects that lie as asked, and on any target, when an episode ends."""
     rolled = whole_episodes(world, policy, episodes, limit, jax.random.key(1_000_000))
     last = take(rolled.steps.next_obs, (jnp.arange(episodes), rolled.valid.sum(1) - 1))
-    plane: PlanarGoals = world.env  # type: ignore[assignment]
+    plane: Any = world.env
     seen = last["observation"]
 
     def state(seen: Array, things: Array, goal: Array) -> GoalState:

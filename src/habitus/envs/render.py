@@ -19,6 +19,7 @@ from habitus.envs.worlds.four_rooms import GOAL, SIZE, WALLS, FourRooms
 from habitus.envs.worlds.frozen_lake import FrozenLake
 from habitus.envs.worlds.icu5 import FEATURES, ICU5
 from habitus.envs.worlds.keydoor import HEADINGS, OPEN, KeyDoor
+from habitus.envs.worlds.lane_scene import LANES, LENGTH, LaneScene, placed
 from habitus.envs.worlds.mountaincar_continuous import MountainCarContinuous
 from habitus.envs.worlds.pendulum import Pendulum
 from habitus.envs.worlds.planar_pick import HALF, OBSTACLE, RADIUS, TARGETS, PlanarPick
@@ -113,6 +114,29 @@ def _planar_pick(env: PlanarPick, state: np.ndarray, canvas: np.ndarray) -> None
     disc(state[:2], 0.028, BODY)
     if not state[2]:
         disc(state[:2], 0.014, PAPER)
+
+
+def _lane_scene(env: LaneScene, state: np.ndarray, canvas: np.ndarray) -> None:
+    """80 m of road around the ego, which drives to the right; left is up."""
+    scale, curvature = WIDTH / 80, state[4]
+
+    def point(x: float, y: float) -> Point:
+        return WIDTH / 2 + scale * (x - state[0]), HEIGHT / 2 - scale * y
+
+    arcs = np.linspace(-60, 60, 25)
+    for line in range(LANES + 1):
+        x, y, _ = placed(curvature, arcs, np.full_like(arcs, (line - LANES / 2) * env.width))
+        places = [point(*at) for at in zip(np.asarray(x), np.asarray(y), strict=True)]
+        for start, end in zip(places, places[1:], strict=False):
+            _line(canvas, start, end, 1.0 if 0 < line < LANES else 2.0, FAINT if 0 < line < LANES else INK)
+
+    def car(x: float, y: float, heading: float, colour: Colour) -> None:
+        half = (LENGTH / 2 - 0.9) * np.array([np.cos(heading), np.sin(heading)])
+        _line(canvas, point(x - half[0], y - half[1]), point(x + half[0], y + half[1]), 0.9 * scale, colour)
+
+    for arc, offset, _ in state[5:].reshape(-1, 3):
+        car(*(float(x) for x in placed(curvature, arc, offset)), INK)
+    car(*state[:3], BODY)
 
 
 def _four_rooms(env: FourRooms, state: np.ndarray, canvas: np.ndarray) -> None:
@@ -223,6 +247,7 @@ DRAWINGS: dict[type[Env], Callable[[Any, np.ndarray, np.ndarray], None]] = {
     Acrobot: _acrobot,
     PointMaze: _pointmaze,
     PlanarPick: _planar_pick,
+    LaneScene: _lane_scene,
     FourRooms: _four_rooms,
     BitFlip: _bit_flip,
     FrozenLake: _frozen_lake,

@@ -36,11 +36,11 @@ class Extremes(eqx.Module):
     temperature: Scalar | None = None
     valid: Bool[Array, "time"] | None = None
 
-    def greater(self, x: Float[Array, "time"], y: Float[Array, "time"]) -> Float[Array, "time"]:
+    def greater(self, x: Float[Array, "*time"], y: Float[Array, "*time"]) -> Float[Array, "*time"]:
         """The greater of two values."""
         return _greater(self.temperature, x, y)
 
-    def lesser(self, x: Float[Array, "time"], y: Float[Array, "time"]) -> Float[Array, "time"]:
+    def lesser(self, x: Float[Array, "*time"], y: Float[Array, "*time"]) -> Float[Array, "*time"]:
         """The lesser of two values."""
         return _lesser(self.temperature, x, y)
 
@@ -51,6 +51,13 @@ class Extremes(eqx.Module):
     def least(self, x: Float[Array, "time"], start: int, width: int) -> Float[Array, "time"]:
         """At each t the least over the `width` steps from `t + start` on that there are; LARGE if there is none."""
         return -self.greatest(-x, start, width)
+
+    def greatest_of(self, x: Float[Array, "time"], start: int, width: int) -> Float[Array, ""]:
+        """`greatest` at the first step alone: a single pass where it is smooth."""
+        seen = self._real(x, -LARGE)[start : start + width]
+        if self.temperature is None or len(seen) == 0:  # gradients of fused maxima take XLA minutes to compile
+            return self.greatest(x, start, width)[0]
+        return self.temperature * jax.nn.logsumexp(seen / self.temperature)
 
     def until(
         self, held: Float[Array, "time"], goal: Float[Array, "time"], start: int, width: int

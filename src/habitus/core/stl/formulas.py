@@ -26,6 +26,10 @@ class Formula(eqx.Module):
     def signal(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, "time"]:
         """Its robustness at each of the `steps` steps of a trace."""
 
+    def first(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, ""]:
+        """Its robustness at the first step: `signal(...)[0]`, without the other steps where they are not needed."""
+        return self.signal(trace, extremes, steps)[0]
+
     @property
     @abc.abstractmethod
     def horizon(self) -> int | None:
@@ -137,6 +141,9 @@ class Not(Formula):
     def signal(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, "time"]:
         return -self.part.signal(trace, extremes, steps)
 
+    def first(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, ""]:
+        return -self.part.first(trace, extremes, steps)
+
     @property
     def horizon(self) -> int | None:
         return self.part.horizon
@@ -181,6 +188,9 @@ class And(_Several):
     def signal(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, "time"]:
         return reduce(extremes.lesser, self._signals(trace, extremes, steps))
 
+    def first(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, ""]:
+        return reduce(extremes.lesser, [part.first(trace, extremes, steps) for part in self.parts])
+
     def log_terms(self, steps: int) -> tuple[float, float]:
         below, above = self._worst(steps)
         return below + math.log(len(self.parts)), above
@@ -194,6 +204,9 @@ class Or(_Several):
 
     def signal(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, "time"]:
         return reduce(extremes.greater, self._signals(trace, extremes, steps))
+
+    def first(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, ""]:
+        return reduce(extremes.greater, [part.first(trace, extremes, steps) for part in self.parts])
 
     def log_terms(self, steps: int) -> tuple[float, float]:
         below, above = self._worst(steps)

@@ -1,0 +1,1 @@
+"""Generative methods: policies that draw whole plans."""

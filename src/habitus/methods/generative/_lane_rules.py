@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from habitus.core import stl
 from habitus.core.protocols import require
+from habitus.core.stl.expressions import Scalar
 from habitus.envs.worlds.lane_scene import LANES, LIMITS, SCENE, LaneScene, Scene, gap, observe, on_road, path, scene_of
 
 KEEP, LEFT, RIGHT = range(3)
@@ -98,7 +99,7 @@ def possible(scene: Scene, world: LaneScene) -> Bool[Array, "3"]:
 
 
 def robustness(
-    case: Case, plan: Float[Array, "time 2"], world: LaneScene, temperature: float | None = None
+    case: Case, plan: Float[Array, "time 2"], world: LaneScene, temperature: Scalar | None = None
 ) -> Float[Array, ""]:
     """How robustly a plan keeps the rules of its case: above 0 it does.
 

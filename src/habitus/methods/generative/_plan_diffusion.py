@@ -14,6 +14,7 @@ from habitus.core.errors import SpaceMismatch
 from habitus.core.experience import Transition
 from habitus.core.protocols import Learner, Policy, require
 from habitus.core.spec import Spec
+from habitus.core.stl.expressions import Scalar
 from habitus.core.trees import Metrics, descend, trainable
 from habitus.envs.worlds.lane_scene import CARS, SCENE, LaneScene
 from habitus.generative.ascent import Ascent
@@ -76,9 +77,9 @@ class PlanSampler(Policy):
     horizon: int = eqx.field(static=True)
     candidates: int = eqx.field(default=5, static=True)
     guidance: int = eqx.field(default=0, static=True)
-    guidance_rate: float | Float[Array, ""] = 0.01
+    guidance_rate: Scalar = 0.01
     guidance_last: int | None = eqx.field(default=None, static=True)
-    temperature: float = 0.05
+    temperature: Scalar = 0.05
 
     def condition(self, obs: Float[Array, "case"]) -> Float[Array, "condition"]:
         """What the network makes of a case, given as a vector."""

@@ -79,6 +79,15 @@ class Refined(eqx.Module):
         return plans, rho
 
 
+@eqx.filter_jit
+def draw_all(
+    source: Refined, cases: Float[Array, "rows case"], n: int, key: PRNGKeyArray
+) -> tuple[Float[Array, "rows n time 2"], Float[Array, "rows n"]]:
+    """`n` plans for each of many cases, and their exact robustness; a few cases at a time, to spare memory."""
+    keys = jax.random.split(key, len(cases))
+    return jax.lax.map(lambda x: source(x[0], n, x[1]), (cases, keys), batch_size=min(16, len(cases)))
+
+
 class RuleDriver(Planner):
     """Plans for the scene that it sees: of the plans for all manoeuvres the most robust one.
 

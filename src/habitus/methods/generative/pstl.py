@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from habitus.core.card import Card
 from habitus.core.errors import ConfigError
@@ -28,7 +27,7 @@ from habitus.data.source import DatasetSource
 from habitus.envs.worlds.lane_scene import LaneScene
 from habitus.methods.generative._lane_plans import Search, augmented, logged, plans_of
 from habitus.methods.generative._plan_diffusion import PlanDiffusion, PlanSampler
-from habitus.methods.generative._refine import Refiner
+from habitus.methods.generative._refine import Refined, Refiner, draw_all
 from habitus.train.recipe import Stages
 from habitus.train.run import Run, merge
 
@@ -78,14 +77,8 @@ def drawn(sampler: PlanSampler, plans: Dataset, rows: int, siblings: int, key: P
     pick_key, draw_key = jax.random.split(key)
     picked = np.asarray(jax.random.randint(pick_key, (rows,), 0, len(plans)))
     cases = np.asarray(plans.canonical().obs[picked])
-    found, rho = _drawn(sampler, jnp.asarray(cases), siblings, draw_key)
+    found, rho = draw_all(Refined(sampler), jnp.asarray(cases), siblings, draw_key)
     return plans_of(cases, np.asarray(found).reshape(rows, -1), (np.asarray(rho) > 0).mean(1), siblings)
-
-
-@eqx.filter_jit
-def _drawn(sampler: PlanSampler, cases: Array, siblings: int, key: PRNGKeyArray) -> tuple[Array, Array]:
-    keys = jax.random.split(key, len(cases))
-    return jax.lax.map(lambda x: sampler.siblings(x[0], siblings, x[1]), (cases, keys), batch_size=min(16, len(cases)))
 
 
 def pstl(

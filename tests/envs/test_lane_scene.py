@@ -58,19 +58,19 @@ def test_a_path_is_euler_steps_one_after_the_other():
 
 
 def test_the_gap_is_between_discs_and_is_cut():
-    at = (
-        lambda x, y, heading=0.0, time=0.0: float(  # noqa: E731
-            gap(scene(cars=((x, y, 2.0), *FAR[:2])), jnp.array([0.0, 0.0, heading, 8.0]), jnp.float32(time))
-        )
-    )
+    def at(x, y, heading=0.0, time=0.0):
+        now = scene(cars=((x, y, 2.0), *FAR[:2]))
+        return float(gap(now, jnp.array([0.0, 0.0, heading, 8.0]), jnp.float32(time)))
+
     assert at(0.0, 3.5) == pytest.approx(3.5 - 2 * RADIUS, abs=1e-5)
     assert at(10.0, 0.0) == pytest.approx(10 - LENGTH, abs=1e-4)
     assert at(10.0, 0.0, time=2.0) == pytest.approx(14 - LENGTH, abs=1e-4)  # the car drives on
     assert at(0.0, 0.0) == pytest.approx(-2 * RADIUS, abs=2e-3) and at(60.0, 0.0) == 20.0
-    assert at(0.0, 5.0, np.pi / 2) == pytest.approx(5 - (LENGTH / 2 - RADIUS) - np.hypot(0, 0) - 2 * RADIUS, abs=0.08)
-    slope = jax.grad(
-        lambda x: gap(scene(cars=((0.0, 0.0, 0.0), *FAR[:2])), jnp.array([x, 0.0, 0.0, 8.0]), jnp.zeros(()))
+    assert at(0.0, 5.0, np.pi / 2) == pytest.approx(
+        np.hypot(LENGTH / 2 - RADIUS, 5 - (LENGTH / 2 - RADIUS)) - 2 * RADIUS, abs=1e-4
     )
+    same = scene(cars=((0.0, 0.0, 0.0), *FAR[:2]))
+    slope = jax.grad(lambda x: gap(same, jnp.array([x, 0.0, 0.0, 8.0]), jnp.zeros(())))
     assert np.isfinite(slope(jnp.float32(0.0)))
 
 
@@ -87,9 +87,8 @@ def test_an_observation_shows_the_scene_from_beside_the_ego():
 
 def test_steps_seen_from_the_ego_are_the_path_seen_from_the_start():
     controls = np.asarray(jax.random.uniform(KEY, (8, 2), minval=-1.0)) * np.float32([0.1, 1.0])
-    start = scene(
-        ego=(0.0, 0.5, 0.05, 8.0), curvature=0.012, cars=((-40.0, 3.5, 4.0), (30.0, -3.5, 5.0), (60.0, 0.0, 9.0))
-    )
+    cars = ((-40.0, 3.5, 4.0), (30.0, -3.5, 5.0), (60.0, 0.0, 9.0))
+    start = scene(ego=(0.0, 0.5, 0.05, 8.0), curvature=0.012, cars=cars)
     states, now = path(start.ego, jnp.asarray(controls), 0.5), start
     _, offset, road = on_road(start.curvature, states[:, 0], states[:, 1])
     for t, control in enumerate(controls):

@@ -66,9 +66,8 @@ def test_the_gap_is_between_discs_and_is_cut():
     assert at(10.0, 0.0) == pytest.approx(10 - LENGTH, abs=1e-4)
     assert at(10.0, 0.0, time=2.0) == pytest.approx(14 - LENGTH, abs=1e-4)  # the car drives on
     assert at(0.0, 0.0) == pytest.approx(-2 * RADIUS, abs=2e-3) and at(60.0, 0.0) == 20.0
-    assert at(0.0, 5.0, np.pi / 2) == pytest.approx(
-        np.hypot(LENGTH / 2 - RADIUS, 5 - (LENGTH / 2 - RADIUS)) - 2 * RADIUS, abs=1e-4
-    )
+    reach = LENGTH / 2 - RADIUS
+    assert at(0.0, 5.0, np.pi / 2) == pytest.approx(np.hypot(reach, 5 - reach) - 2 * RADIUS, abs=1e-4)
     same = scene(cars=((0.0, 0.0, 0.0), *FAR[:2]))
     slope = jax.grad(lambda x: gap(same, jnp.array([x, 0.0, 0.0, 8.0]), jnp.zeros(())))
     assert np.isfinite(slope(jnp.float32(0.0)))

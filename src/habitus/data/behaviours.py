@@ -219,7 +219,8 @@ class LaneDriver(Policy):
         scene = scene_of(obs)
         offset, heading, speed = obs[:3]
         drift = jnp.clip(-0.6 * (offset - carry[1]) / jnp.maximum(speed, 2.0), -0.3, 0.3)
-        turn = scene.curvature * speed + 0.8 * (drift - heading) / self.dt
+        bend = scene.curvature * speed
+        turn = bend + 0.8 * (drift + self.dt * bend / 2 - heading) / self.dt  # Euler steps lag half a step behind it
         push = jnp.maximum(self._push(scene.cars, offset, speed, carry), -speed / self.dt)
         bound = jnp.asarray(LIMITS)
         return jnp.clip(jnp.stack([turn, push]), -bound, bound), carry

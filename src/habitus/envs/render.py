@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from habitus.core.errors import SpaceMismatch
@@ -118,25 +119,31 @@ def _planar_pick(env: PlanarPick, state: np.ndarray, canvas: np.ndarray) -> None
 
 def _lane_scene(env: LaneScene, state: np.ndarray, canvas: np.ndarray) -> None:
     """80 m of road around the ego, which drives to the right; left is up."""
-    scale, curvature = WIDTH / 80, state[4]
+    scale = WIDTH / 80
 
     def point(x: float, y: float) -> Point:
-        return WIDTH / 2 + scale * (x - state[0]), HEIGHT / 2 - scale * y
+        return WIDTH / 2 + scale * (x - float(state[0])), HEIGHT / 2 - scale * y
+
+    def on_plane(arc: Any, offset: Any) -> list[list[float]]:
+        given = (jnp.asarray(x, jnp.float32) for x in (state[4], *np.broadcast_arrays(arc, offset)))
+        return [np.asarray(x).tolist() for x in placed(*given)]
 
     arcs = np.linspace(-60, 60, 25)
     for line in range(LANES + 1):
-        x, y, _ = placed(curvature, arcs, np.full_like(arcs, (line - LANES / 2) * env.width))
-        places = [point(*at) for at in zip(np.asarray(x), np.asarray(y), strict=True)]
+        x, y, _ = on_plane(arcs, (line - LANES / 2) * env.width)
+        places = [point(*at) for at in zip(x, y, strict=True)]
+        edge = line in (0, LANES)
         for start, end in zip(places, places[1:], strict=False):
-            _line(canvas, start, end, 1.0 if 0 < line < LANES else 2.0, FAINT if 0 < line < LANES else INK)
+            _line(canvas, start, end, 2.0 if edge else 1.0, INK if edge else FAINT)
 
     def car(x: float, y: float, heading: float, colour: Colour) -> None:
         half = (LENGTH / 2 - 0.9) * np.array([np.cos(heading), np.sin(heading)])
         _line(canvas, point(x - half[0], y - half[1]), point(x + half[0], y + half[1]), 0.9 * scale, colour)
 
-    for arc, offset, _ in state[5:].reshape(-1, 3):
-        car(*(float(x) for x in placed(curvature, arc, offset)), INK)
-    car(*state[:3], BODY)
+    others = state[5:].reshape(-1, 3)
+    for at in zip(*on_plane(others[:, 0], others[:, 1]), strict=True):
+        car(*at, INK)
+    car(*(float(x) for x in state[:3]), BODY)
 
 
 def _four_rooms(env: FourRooms, state: np.ndarray, canvas: np.ndarray) -> None:

@@ -63,7 +63,7 @@ def on_road(
 
 
 def placed(
-    curvature: Float[Array, ""], arc: Float[Array, "*shape"], offset: Float[Array, "*shape"]
+    curvature: Float[Array, ""], arc: Float[Array, "*shape"], offset: Float[Array, "*#shape"]
 ) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"], Float[Array, "*shape"]]:
     """The inverse of `on_road`: x, y and the heading of the road there."""
     heading = curvature * arc
@@ -85,20 +85,28 @@ def path(ego: Float[Array, "4"], controls: Float[Array, "time 2"], dt: float | A
     return jnp.concatenate([ego[:2] + dt * jnp.cumsum(velocity, 0), heading[:, None], speed[:, None]], 1)
 
 
-def gap(scene: Scene, ego: Float[Array, "4"], time: Float[Array, ""]) -> Float[Array, ""]:
-    """Distance [m] from the ego in another state to the nearest car as it will be, `time` seconds on.
+def gap(scene: Scene, ego: Float[Array, "*shape 4"], time: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Distance [m] from the ego in other states to the nearest car as it will be, `time` seconds on.
 
     Between discs, two on each car: below 0 they overlap. Cut to [-5, 20].
     """
-    reach = (LENGTH / 2 - RADIUS) * jnp.array([-1.0, 1.0])
-    x, y, heading = placed(scene.curvature, scene.cars[:, 0] + time * scene.cars[:, 2], scene.cars[:, 1])
-
-    def discs(x: Array, y: Array, heading: Array) -> Array:
-        return jnp.stack([x + jnp.cos(heading) * reach, y + jnp.sin(heading) * reach], -1).reshape(-1, 2)
-
-    theirs, own = discs(x[:, None], y[:, None], heading[:, None]), discs(ego[0], ego[1], ego[2])
-    square = ((theirs[:, None] - own) ** 2).sum(-1)
-    distance = jnp.sqrt(jnp.maximum(square.min(), 1e-6)) - 2 * RADIUS  # the root has no slope at 0
+    reach = LENGTH / 2 - RADIUS
+    x, y = ego[..., 0], ego[..., 1]
+    along, across = reach * jnp.cos(ego[..., 2]), reach * jnp.sin(ego[..., 2])
+    fixed = jax.lax.stop_gradient((x, y, along, across))
+    # which two discs are nearest has no gradient, and only their distance needs one: half the time of a minimum
+    best, at_x, at_y, end = jnp.full(time.shape, jnp.inf), *fixed[:2], jnp.ones(time.shape)
+    for arc, offset, speed in scene.cars:
+        car_x, car_y, heading = placed(scene.curvature, arc + time * speed, offset)
+        for side in (reach, -reach):
+            other_x, other_y = car_x + side * jnp.cos(heading), car_y + side * jnp.sin(heading)
+            for sign in (1.0, -1.0):
+                square = (fixed[0] + sign * fixed[2] - other_x) ** 2 + (fixed[1] + sign * fixed[3] - other_y) ** 2
+                nearer = square < best
+                chosen = ((square, best), (other_x, at_x), (other_y, at_y), (jnp.float32(sign), end))
+                best, at_x, at_y, end = (jnp.where(nearer, new, old) for new, old in chosen)
+    square = (x + end * along - at_x) ** 2 + (y + end * across - at_y) ** 2
+    distance = jnp.sqrt(jnp.maximum(square, 1e-6)) - 2 * RADIUS  # the root has no slope at 0
     return jnp.clip(distance, NEAREST, FURTHEST)
 
 

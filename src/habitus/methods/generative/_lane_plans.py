@@ -34,10 +34,14 @@ CHUNK = 32  # scenes that are optimised between two reports
 
 
 class Search(eqx.Module):
-    """How a plan is optimised to keep its rules: `relu(margin - rho) + 10 mean relu(u^2 - limit^2)`, by Adam."""
+    """How a plan is optimised to keep its rules: `relu(margin - rho) + 10 mean relu(U^2 - 1)`, by Adam.
 
-    learning_rate: float = 0.02  # of Adam, in the units of the controls; authors' code: 0.005
-    iterations: int = eqx.field(default=300, static=True)  # authors' code: 2000
+    Plans are shares of their limits here as well: in the units of the controls, as in the authors' code, one rate is too
+    much for turning and too little for speed.
+    """
+
+    learning_rate: float = 0.02  # of Adam
+    iterations: int = eqx.field(static=True, default=300)  # authors' code: 2000
     margin: float = 0.01  # robustness beyond which a plan is left as it is; authors' code
     temperature: float = 0.05  # of the smooth robustness, 1 / tau; authors' code: 0.01
 
@@ -47,25 +51,23 @@ class Search(eqx.Module):
         require(self.temperature > 0, f"temperature must be above 0, but is {self.temperature}.")
 
     def start(self, key: PRNGKeyArray, horizon: int) -> Float[Array, "time 2"]:
-        """Random controls, of little turning, as shares of their limits."""
+        """Random controls, of little turning."""
         return jnp.array([0.1, 1.0]) * jax.random.uniform(key, (horizon, 2), minval=-1.0)
 
     def __call__(self, case: Case, plan: Float[Array, "time 2"], world: LaneScene) -> Float[Array, "time 2"]:
         """The plan that this one becomes, within its limits."""
-        limits, adam = jnp.asarray(LIMITS), optax.adam(self.learning_rate)
+        adam = optax.adam(self.learning_rate)
 
-        def loss(controls: Array) -> Array:
-            rho = robustness(case, controls / limits, world, self.temperature)
-            beyond = jax.nn.relu(controls**2 - limits**2).mean(0).sum()
-            return jax.nn.relu(self.margin - rho) + 10 * beyond
+        def loss(plan: Array) -> Array:
+            rho = robustness(case, plan, world, self.temperature)
+            return jax.nn.relu(self.margin - rho) + 10 * jax.nn.relu(plan**2 - 1).mean(0).sum()
 
         def descend(now: tuple[Array, optax.OptState], _: None) -> tuple[tuple[Array, optax.OptState], None]:
             change, opt = adam.update(jax.grad(loss)(now[0]), now[1])
             return (now[0] + change, opt), None
 
-        start = plan * limits
-        (found, _), _ = jax.lax.scan(descend, (start, adam.init(start)), length=self.iterations)
-        return jnp.clip(found / limits, -1.0, 1.0)
+        (found, _), _ = jax.lax.scan(descend, (plan, adam.init(plan)), length=self.iterations)
+        return jnp.clip(found, -1.0, 1.0)
 
 
 def plans_of(

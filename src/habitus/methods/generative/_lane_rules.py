@@ -77,9 +77,13 @@ def signals(
     states = path(scene.ego, controls, world.dt)
     _, offset, road = on_road(scene.curvature, states[:, 0], states[:, 1])
     time = world.dt * jnp.arange(1, len(controls) + 1)
-    gaps = jax.vmap(lambda state, t: gap(scene, state, t))(states, time)
     aim = offset - world.offset(lane_now(scene, world) + side(manoeuvre))
-    return {"speed": states[:, 3], "gap": gaps, "offset": aim, "heading": jnp.abs(states[:, 2] - road)}
+    return {
+        "speed": states[:, 3],
+        "gap": gap(scene, states, time),
+        "offset": aim,
+        "heading": jnp.abs(states[:, 2] - road),
+    }
 
 
 def lane_now(scene: Scene, world: LaneScene) -> Int[Array, ""]:
@@ -109,8 +113,12 @@ def robustness(
     """
     found = signals(case.scene, case.manoeuvre, plan * jnp.asarray(LIMITS), world)
     trace = found | dict(zip(THETA, case.theta, strict=True))
-    keep, change = (stl.robustness(formula, trace, temperature=temperature) for formula in rules(len(plan)))
-    return jnp.where(case.manoeuvre == KEEP, keep, change)
+    keep, change = rules(len(plan))
+
+    def judged(formula: stl.Formula) -> Array:
+        return stl.robustness(formula, trace, temperature=temperature)
+
+    return jax.lax.cond(case.manoeuvre == KEEP, lambda: judged(keep), lambda: judged(change))
 
 
 def driven(scene: Scene, plan: Float[Array, "time 2"], world: LaneScene) -> Int[Array, ""]:

@@ -126,7 +126,7 @@ def _samplers(plans: Dataset, budget: Budget) -> list[PlanSampler]:
     """The diffusion of each seed."""
     learner = PlanDiffusion(levels=budget.levels, hidden=budget.hidden, candidates=min(5, budget.levels))
     made = learn(learner, DatasetSource(plans, 256), budget.updates, seeds=budget.seeds, points=2)
-    return [learner.policy(jax.tree.map(jnp.asarray, state)) for state in made.states]
+    return [learner.policy(state) for state in made.states]
 
 
 def _refined(sampler: PlanSampler, plans: Dataset, seed: int, budget: Budget) -> Refined:
@@ -134,7 +134,7 @@ def _refined(sampler: PlanSampler, plans: Dataset, seed: int, budget: Budget) ->
     rows = drawn(sampler, plans, budget.pool, budget.siblings, jax.random.key(seed))
     learner = Refiner(sampler=sampler, siblings=budget.siblings, hidden=budget.hidden)
     made = learn(learner, DatasetSource(rows, 8), budget.refine_updates, seeds=[seed], points=2)
-    return learner.refined(jax.tree.map(jnp.asarray, made.states[0]))
+    return learner.refined(made.states[0])
 
 
 def _tuned(sampler: PlanSampler, budget: Budget) -> float:
@@ -149,10 +149,10 @@ def _tuned(sampler: PlanSampler, budget: Budget) -> float:
 
 def _judged(arm: list[Refined], tests: Tests, budget: Budget) -> dict[str, list[float]]:
     """Satisfaction, diversity, seconds a scene, and how well speeds follow their bound, of each seed."""
+    program = draw_all.lower(arm[0], tests.cases, budget.siblings, jax.random.key(0)).compile()
     rows = []
     for source, seed in zip(arm, budget.seeds, strict=True):
         given = (source, tests.cases, budget.siblings, jax.random.key(seed))
-        program = draw_all.lower(*given).compile()
         began = time.perf_counter()
         plans, rho = jax.block_until_ready(program(*given))
         spent = (time.perf_counter() - began) / tests.scenes

@@ -36,8 +36,8 @@ CHUNK = 32  # scenes that are optimised between two reports
 class Search(eqx.Module):
     """How a plan is optimised to keep its rules: `relu(margin - rho) + 10 mean relu(U^2 - 1)`, by Adam.
 
-    Plans are shares of their limits here as well: in the units of the controls, as in the authors' code, one rate is too
-    much for turning and too little for speed.
+    Plans are shares of their limits here as well: in the units of the controls, as in the authors' code, one rate is
+    too much for turning and too little for speed.
     """
 
     learning_rate: float = 0.02  # of Adam

@@ -189,7 +189,6 @@ class PlanDiffusion(Learner):
         return PlanDiffusionState(network, opt, state.normaliser), metrics
 
     def policy(self, state: PlanDiffusionState) -> PlanSampler:
-        horizon = state.network.body.layers[-1].bias.shape[-1] // 2
-        return PlanSampler(
-            state.network, state.normaliser, self.schedule, self.world, horizon, candidates=self.candidates
-        )
+        network, normaliser = jax.tree.map(jnp.asarray, (state.network, state.normaliser))
+        horizon = network.body.layers[-1].bias.shape[-1] // 2
+        return PlanSampler(network, normaliser, self.schedule, self.world, horizon, candidates=self.candidates)

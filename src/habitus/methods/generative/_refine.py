@@ -212,7 +212,8 @@ class Refiner(Learner):
 
     def refined(self, state: RefinerState) -> Refined:
         """What draws and repairs plans."""
-        return Refined(state.sampler, state.network, self.rolls)
+        sampler, network = jax.tree.map(jnp.asarray, (state.sampler, state.network))
+        return Refined(sampler, network, self.rolls)
 
     def policy(self, state: RefinerState) -> Policy:
         """Drives: plans anew at every step, and executes the first control of the most robust plan."""

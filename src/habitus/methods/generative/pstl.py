@@ -127,7 +127,7 @@ def pstl(
     cloned = stages.learn("diffusion", diffusion, DatasetSource(plans, batch_size), updates)
     parts = []
     for own_seed, state in zip(stages.seeds, cloned.states, strict=True):
-        sampler = diffusion.policy(jax.tree.map(jnp.asarray, state))
+        sampler = diffusion.policy(state)
         rows = drawn(sampler, plans, pool, siblings, jax.random.key(own_seed))
         learner = dataclasses.replace(refiner, sampler=sampler)
         source = DatasetSource(rows, refine_batch_size)

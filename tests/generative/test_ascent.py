@@ -57,10 +57,10 @@ def test_the_last_steps_end_with_the_draw():
 
 
 def test_a_share_of_a_schedule_keeps_more_of_the_data():
-    fifth = Schedule.cosine(100).scaled(0.2)
+    fifth = Schedule.cosine(100, 0.2)
     np.testing.assert_allclose(fifth.beta, 0.2 * Schedule.cosine(100).beta, rtol=1e-6)
     assert float(fifth.alpha_bar[-1]) == pytest.approx(0.195, abs=2e-3)  # 44 % of the amplitude
-    assert float(Schedule.cosine(50).scaled(0.2).alpha_bar[-1]) == pytest.approx(0.255, abs=2e-3)
+    assert float(Schedule.cosine(50, 0.2).alpha_bar[-1]) == pytest.approx(0.255, abs=2e-3)
 
 
 def test_what_makes_no_sense_is_refused():
@@ -68,4 +68,4 @@ def test_what_makes_no_sense_is_refused():
         with pytest.raises(ConfigError, match=next(iter(bad))):
             Ascent(score, SCHEDULE, **bad)
     with pytest.raises(ConfigError, match="every beta"):
-        SCHEDULE.scaled(0.0)
+        Schedule.cosine(5, 0.0)

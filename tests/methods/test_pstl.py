@@ -173,7 +173,7 @@ def test_other_manoeuvres_get_looser_rules_that_hold_in_the_middle_of_the_lane()
         assert (theta[:, own] == case.theta).all()
         others = jnp.delete(theta, own, 1)
         low, high = others.min((0, 1)), others.max((0, 1))
-        np.testing.assert_array_less([0.99, 10.29, -2.81, 0.0, 0.0, 0.3 - 1e-6], low)
+        np.testing.assert_array_less([0.99, 10.29, -2.81, 0.0, -1e-6, 0.3 - 1e-6], low)
         np.testing.assert_array_less(high, [2.71, 12.01, 1e-6, 3.41, 1.01, 0.61])
         assert (others[..., 2] <= 0).all() and (others[..., 3] >= 0).all()
 
@@ -184,7 +184,7 @@ def test_other_manoeuvres_get_looser_rules_that_hold_in_the_middle_of_the_lane()
 @pytest.fixture(scope="module")
 def searched(real):
     some = real.subset(episodes=np.arange(4))
-    return some, augmented(some, WORLD, KEY, randoms=4, search=Search(0.1, 60))
+    return some, augmented(some, WORLD, KEY, randoms=4, search=Search(0.03, 150))
 
 
 def test_optimised_plans_keep_the_rules_far_oftener_than_random_ones(searched):
@@ -196,7 +196,7 @@ def test_optimised_plans_keep_the_rules_far_oftener_than_random_ones(searched):
     assert (np.abs(plans.canonical().action) <= 1 + 1e-6).all()
     start = jax.vmap(lambda key: Search().start(key, T))(jax.random.split(KEY, 16))
     before = np.mean([(rho_of(Case.of(jnp.asarray(c)), start) > 0).mean() for c in case[::4]])
-    assert before < 0.2 and (np.asarray(plans.reward) > 0).mean() > 0.5
+    assert before < 0.1 and (np.asarray(plans.reward) > 0).mean() > 0.4
 
 
 def test_the_reward_of_a_plan_is_its_exact_robustness_and_siblings_differ(searched):
@@ -244,7 +244,8 @@ def test_the_most_robust_of_the_last_steps_is_taken(sampler, monkeypatch):
     monkeypatch.setattr("habitus.methods.generative._plan_diffusion.ddpm_last", lambda *_, **__: steps)
     case = case_of()
     plans, rho = sampler.siblings(case.vector, 2, KEY)
-    assert (plans == 0).all() and (np.asarray(rho) == np.asarray(rho_of(case, steps[1:2]))[0]).all()
+    assert (plans == 0).all()
+    np.testing.assert_allclose(rho, rho_of(case, steps[1:2])[0], rtol=1e-5)
     better = steps.at[0].set(0.0).at[1].set(0.3)
     monkeypatch.setattr("habitus.methods.generative._plan_diffusion.ddpm_last", lambda *_, **__: better)
     assert (sampler.siblings(case.vector, 1, KEY)[0] == 0).all()
@@ -253,8 +254,8 @@ def test_the_most_robust_of_the_last_steps_is_taken(sampler, monkeypatch):
 def test_guidance_raises_robustness(sampler):
     case = case_of().vector[None]
     plain, guided = (
-        draw_all(Refined(dataclasses.replace(sampler, guidance=n, guidance_rate=jnp.asarray(0.05))), case, 8, KEY)[1]
-        for n in (0, 3)
+        draw_all(Refined(dataclasses.replace(sampler, guidance=3, guidance_rate=jnp.asarray(rate))), case, 8, KEY)[1]
+        for rate in (1e-6, 0.05)
     )
     assert float(guided.mean()) > float(plain.mean()) + 0.1
 
@@ -293,14 +294,16 @@ def test_shares_of_the_way_to_the_limit_end_at_the_limit():
 
 def test_diversity_alone_moves_only_what_keeps_the_rules_once_repaired(sampler, repair):
     case, wild = case_of(), jnp.zeros((T, 2)).at[:, 1].set(1.0)  # ever faster: no small repair helps
+    state = RefinerState(repair, (), sampler)
+    slope = eqx.filter_jit(
+        lambda learner, rows: eqx.filter_grad(learner.refine_loss, has_aux=True)(repair, state, rows, KEY)[0]
+    )
     for first in (wild, 0 * wild):
         plans, no = jnp.stack([first, wild, wild, wild]).reshape(1, -1), jnp.zeros(1) > 0
         rows = Transition(case.vector[None], plans, jnp.zeros(1), no, no, case.vector[None])
         for weight, moves in ((0.0, False), (1.0, True)):
-            learner = Refiner(sampler=sampler, siblings=4, stl_weight=weight)
-            state = RefinerState(repair, (), sampler)
-            slope = eqx.filter_grad(learner.refine_loss, has_aux=True)(repair, state, rows, KEY)[0]
-            assert any(bool((leaf != 0).any()) for leaf in jax.tree.leaves(slope)) == moves
+            found = slope(Refiner(sampler=sampler, siblings=4, stl_weight=jnp.asarray(weight)), rows)
+            assert any(bool((leaf != 0).any()) for leaf in jax.tree.leaves(found)) == moves
 
 
 # --- driving and the recipe

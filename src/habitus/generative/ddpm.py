@@ -57,17 +57,20 @@ class Schedule(eqx.Module):
         return cls(*(jnp.asarray(x, jnp.float32) for x in (beta, kept, 1 - kept)))
 
     @classmethod
-    def cosine(cls, levels: int) -> Schedule:
+    def cosine(cls, levels: int, share: float = 1.0) -> Schedule:
         """`beta_k = min(1 - f((k + 1) / N) / f(k / N), 0.999)`, `f(u) = cos^2((u + 0.008) / 1.008 * pi / 2)`.
 
         (Nichol and Dhariwal, eq. 17.)
 
+        Args:
+            share: of every `beta`; below 1 the highest level keeps more of the data.
+
         Raises:
-            ConfigError: if there is no level.
+            ConfigError: if there is no level, or a share of variance is not in (0, 1).
         """
         require(levels >= 1, f"a schedule needs 1 level or more, but has {levels}.")
         f = np.cos((np.linspace(0, 1, levels + 1) + 0.008) / 1.008 * np.pi / 2) ** 2
-        return cls.of(np.minimum(1 - f[1:] / f[:-1], 0.999))
+        return cls.of(share * np.minimum(1 - f[1:] / f[:-1], 0.999))
 
     @classmethod
     def linear(cls, levels: int, low: float = 1e-4, high: float = 0.02) -> Schedule:
@@ -136,14 +139,6 @@ class Schedule(eqx.Module):
         """`eps = (x - sqrt(abar) x_0) / sqrt(1 - abar)`: the noise between noisy and clean data; 0 at level -1."""
         signal, spread = self._scales(k, x)
         return jnp.where(spread > 0, (x - signal * clean) / jnp.where(spread > 0, spread, 1.0), 0.0)
-
-    def scaled(self, share: float) -> Schedule:
-        """The schedule with every `beta` multiplied by `share`; below 1 the highest level keeps more of the data.
-
-        Raises:
-            ConfigError: unless every product is in (0, 1).
-        """
-        return self.of(share * np.asarray(self.beta, np.float64))
 
     def _scales(self, k: Level, x: Array) -> tuple[Array, Array]:
         """`sqrt(abar_k)` and `sqrt(1 - abar_k)`, shaped to scale `x`."""

@@ -149,7 +149,7 @@ class PlanDiffusion(Learner):
     @property
     def schedule(self) -> Schedule:
         """The noise of each level."""
-        return Schedule.cosine(self.levels).scaled(self.noise_share)
+        return Schedule.cosine(self.levels, self.noise_share)
 
     def init(self, spec: Spec, key: PRNGKeyArray) -> PlanDiffusionState:
         spec.require("bounded", type(self).__name__)

@@ -15,7 +15,7 @@ from habitus.core.experience import Obs, Transition
 from habitus.core.protocols import Learner, Policy, require
 from habitus.core.spec import Spec
 from habitus.core.trees import Metrics, descend, trainable
-from habitus.envs.worlds.lane_scene import SCENE, Scene, scene_of
+from habitus.envs.worlds.lane_scene import SCENE, Scene, on_road, scene_of
 from habitus.execution.horizon import RecedingHorizon
 from habitus.execution.planner import Plan, Planner, Start, best_of
 from habitus.methods.generative._lane_rules import MANOEUVRES, Case, lane_now, possible, robustness, side

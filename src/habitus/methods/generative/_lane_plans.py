@@ -6,7 +6,7 @@ robustness of the plan. What breaks its rules has a reward below 0 and stays in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import equinox as eqx
 import jax
@@ -30,7 +30,7 @@ from habitus.methods.generative._lane_rules import (
     robustness,
 )  # fmt: skip
 
-CHUNK = 32  # scenes that are optimised between two reports
+CHUNK = 32  # cases that are optimised at once; so many always, so that every data set has the same program
 
 
 class Search(eqx.Module):
@@ -161,7 +161,7 @@ def augmented(
     """Many plans for each row of `logged`: for every manoeuvre that is possible `randoms`, from random controls.
 
     Args:
-        progress: told the scenes done and the share of their plans that keep the rules.
+        progress: told the cases done and the share of their plans that keep the rules.
     """
     command_key, start_key = jax.random.split(key)
     cases, there = commands(plans, world, command_key)
@@ -182,15 +182,20 @@ def optimise(
 ) -> tuple[Float[np.ndarray, "rows randoms time 2"], Float[np.ndarray, "rows randoms"]]:
     """Plans for cases, as shares of the limits, and their exact robustness."""
     require(randoms >= 1, f"randoms must be 1 or more, but is {randoms}.")
-    size, parts = min(CHUNK * MANOEUVRES, len(cases)), []
-    for first in range(0, len(cases), size):
-        chunk = cases[np.minimum(np.arange(first, first + size), len(cases) - 1)]  # the last one is filled up
-        part = _optimise(jnp.asarray(chunk), world, jax.random.fold_in(key, first), horizon, randoms, search)
+    parts = []
+    for first, chunk in chunks(cases, CHUNK):
+        part = _optimise(chunk, world, jax.random.fold_in(key, first), horizon, randoms, search)
         parts.append([np.asarray(x)[: len(cases) - first] for x in part])
         if progress is not None:
-            progress(min(first + size, len(cases)), float((parts[-1][1] > 0).mean()))
+            progress(min(first + CHUNK, len(cases)), float((parts[-1][1] > 0).mean()))
     found, rho = (np.concatenate(x) for x in zip(*parts, strict=True))
     return found, rho
+
+
+def chunks(cases: Float[np.ndarray, "rows case"], size: int) -> Iterator[tuple[int, Float[Array, "size case"]]]:
+    """The cases `size` at a time, each with the index of its first; the last chunk is filled up with the last case."""
+    for first in range(0, len(cases), size):
+        yield first, jnp.asarray(cases[np.minimum(np.arange(first, first + size), len(cases) - 1)])
 
 
 @eqx.filter_jit

@@ -7,6 +7,7 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -18,10 +19,13 @@ from habitus.core.trees import Metrics, descend, trainable
 from habitus.envs.worlds.lane_scene import SCENE, Scene, on_road, scene_of
 from habitus.execution.horizon import RecedingHorizon
 from habitus.execution.planner import Plan, Planner, Start, best_of
+from habitus.methods.generative._lane_plans import chunks
 from habitus.methods.generative._lane_rules import MANOEUVRES, Case, lane_now, possible, robustness, side
 from habitus.methods.generative._plan_diffusion import PlanSampler
 from habitus.nets.dpp import expected_size
 from habitus.nets.mlp import MLP
+
+AT_ONCE = 16  # cases whose plans are drawn together
 
 
 def towards(plan: Float[Array, "*shape"], r: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -79,13 +83,21 @@ class Refined(eqx.Module):
         return plans, rho
 
 
-@eqx.filter_jit
 def draw_all(
-    source: Refined, cases: Float[Array, "rows case"], n: int, key: PRNGKeyArray
-) -> tuple[Float[Array, "rows n time 2"], Float[Array, "rows n"]]:
+    source: Refined, cases: Float[np.ndarray, "rows case"], n: int, key: PRNGKeyArray
+) -> tuple[Float[np.ndarray, "rows n time 2"], Float[np.ndarray, "rows n"]]:
     """`n` plans for each of many cases, and their exact robustness; a few cases at a time, to spare memory."""
-    keys = jax.random.split(key, len(cases))
-    return jax.lax.map(lambda x: source(x[0], n, x[1]), (cases, keys), batch_size=min(16, len(cases)))
+    parts = []
+    for first, chunk in chunks(cases, AT_ONCE):
+        part = _draw(source, chunk, n, jax.random.fold_in(key, first))
+        parts.append([np.asarray(x)[: len(cases) - first] for x in part])
+    plans, rho = (np.concatenate(x) for x in zip(*parts, strict=True))
+    return plans, rho
+
+
+@eqx.filter_jit
+def _draw(source: Refined, cases: Array, n: int, key: PRNGKeyArray) -> tuple[Array, Array]:
+    return jax.vmap(lambda case, k: source(case, n, k))(cases, jax.random.split(key, len(cases)))
 
 
 class RuleDriver(Planner):

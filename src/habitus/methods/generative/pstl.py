@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
@@ -77,8 +76,8 @@ def drawn(sampler: PlanSampler, plans: Dataset, rows: int, siblings: int, key: P
     pick_key, draw_key = jax.random.split(key)
     picked = np.asarray(jax.random.randint(pick_key, (rows,), 0, len(plans)))
     cases = np.asarray(plans.canonical().obs[picked])
-    found, rho = draw_all(Refined(sampler), jnp.asarray(cases), siblings, draw_key)
-    return plans_of(cases, np.asarray(found).reshape(rows, -1), (np.asarray(rho) > 0).mean(1), siblings)
+    found, rho = draw_all(Refined(sampler), cases, siblings, draw_key)
+    return plans_of(cases, found.reshape(rows, -1), (rho > 0).mean(1), siblings)
 
 
 def pstl(

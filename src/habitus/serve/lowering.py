@@ -36,12 +36,18 @@ CALLS = {
     "custom_vmap_call": "call",
 }
 
+# what moves random keys about, and moves both of their words alike
+MOVES = {
+    "slice", "squeeze", "reshape", "broadcast_in_dim", "concatenate", "stack", "split", "select_n", "gather",
+    "dynamic_slice", "dynamic_update_slice", "transpose", "rev", "copy", "optimization_barrier",
+}  # fmt: skip
+
 
 def lower(program: Flat, inputs: Sequence[jax.ShapeDtypeStruct]) -> ClosedJaxpr:
     """`program` of flat arrays, traced for these inputs, without random keys and without calls.
 
     Raises:
-        ExportError: if it draws random numbers by anything but threefry.
+        ExportError: if it draws random numbers by anything but threefry, or in a way that is not known here.
     """
     return jax.make_jaxpr(lambda *values: _inline(program, *values))(*inputs)
 
@@ -71,7 +77,8 @@ def _apply(eqn: JaxprEqn, values: list[Any]) -> list[Any]:
     if name in CALLS:
         return _closed(params[CALLS[name]], values)
     if any(_is_key(x.aval) for x in (*eqn.invars, *eqn.outvars)):
-        # what moves keys about moves both of their words alike
+        if name not in MOVES:
+            raise ExportError(f"the policy draws random numbers by {name}, which only JAX has; export it to stablehlo.")
         words = [[x[..., i] if _is_key(v.aval) else x for v, x in zip(eqn.invars, values, strict=True)] for i in (0, 1)]
         parts = zip(*(_bind(eqn, word) for word in words), strict=True)
         return [jnp.stack(both, -1) for both in parts]
@@ -104,11 +111,11 @@ def _scan(params: dict[str, Any], *values: Any) -> list[Any]:
     first, carried = params["num_consts"], params["num_carry"]
     consts, carry, rows = values[:first], values[first : first + carried], values[first + carried :]
 
-    def body(carry: Values, row: Values) -> tuple[list[Any], list[Any]]:
-        found = _closed(params["jaxpr"], [*consts, *carry, *row])
+    def body(carry: Any, row: Any) -> tuple[Any, Any]:
+        found = tuple(_closed(params["jaxpr"], [*consts, *carry, *row]))
         return found[:carried], found[carried:]
 
-    carry, rows = lax.scan(body, list(carry), list(rows), params["length"], params["reverse"])
+    carry, rows = lax.scan(body, tuple(carry), tuple(rows), params["length"], params["reverse"])
     return [*carry, *rows]
 
 

@@ -29,6 +29,7 @@ from habitus.core.spec import space_to_json
 from habitus.serve.engine import blank
 from habitus.serve.lowering import lower
 from habitus.serve.programs import Arrays, Flat, Program, Slot, named, programs
+from habitus.train.log import versions
 
 # How far results may lie from JAX's, relative to the larger of 1 and the largest entry of an array.
 TOLERANCE = {"onnx": 1e-5, "stablehlo": 1e-6, "safetensors": 0.0}
@@ -168,12 +169,10 @@ def _no_onnx(program: Program, error: Exception) -> ExportError:
 
 
 def _manifest(policy: Deployed, found: Sequence[Program], to: str, check: dict[str, Any]) -> dict[str, Any]:
-    from habitus import __version__
-
     spec = policy.spec
     return {
         "format": 1,
-        "habitus": __version__,
+        "versions": versions(),
         "kind": to,
         "observation_space": space_to_json(spec.observation_space),
         "action_space": space_to_json(spec.action_space),

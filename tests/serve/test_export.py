@@ -98,7 +98,7 @@ class Odd(Policy):
 POLICIES = {
     "discrete carry": lambda: untrained(DT(width=8, layers=1, context=3), spaces.Discrete(3, start=2)),
     "real carry": lambda: untrained(DT(width=8, layers=1, context=3), ACTION),
-    "chunks": lambda: untrained(FlowPolicy(predicted=5, observed=2, executed=2, width=8, blocks=1, steps=2), ACTION),
+    "chunks": lambda: untrained(FlowPolicy(predicted=5, observed=2, executed=2, width=8, blocks=1), ACTION),
     "dict": of_dict,
     "sampling": sampling,
     "odd": lambda: Deployed.of(Odd(), Spec(BOX, ACTION)),

@@ -126,6 +126,7 @@ def _slots(name: str, tree: Any) -> list[Slot]:
 
 
 def named(slots: Sequence[Slot], kind: str) -> list[Slot]:
+    """The slots of a kind, such as all parts of the `carry`."""
     return [slot for slot in slots if slot.name.partition(".")[0] == kind]
 
 

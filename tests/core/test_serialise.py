@@ -58,7 +58,7 @@ def test_every_kind_of_value_comes_back():
     plain = json.loads(json.dumps(to_plain(value, arrays)))
     found = from_plain(plain, arrays)
     assert found["t"] == (1, 2.5, None) and found["l"] == [True, "text"]
-    assert found["a"].tolist() == [0, 1, 2] and found["b"].dtype == jnp.float32
+    assert found["a"].tolist() == [0, 1, 2] and found["b"].dtype == jnp.float32 and found["b"].shape == ()
     assert eqx.tree_equal(found["m"], class_of)
 
 

@@ -38,7 +38,7 @@ def to_plain(value: Any, arrays: dict[str, np.ndarray], path: str = "") -> Any:
     if isinstance(value, (jax.Array, np.ndarray, np.generic)):
         if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             raise CheckpointError(f"{path[:-1]} is a random key, which a saved policy must not hold.")
-        arrays[path[:-1]] = np.ascontiguousarray(value)
+        arrays[path[:-1]] = np.asarray(value, order="C")  # not ascontiguousarray: scalars must stay scalars
         return {"array": path[:-1]}
     if isinstance(value, (tuple, list)):
         items = [to_plain(v, arrays, f"{path}{i}.") for i, v in enumerate(value)]

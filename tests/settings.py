@@ -68,6 +68,7 @@ TINY = {
     "latent_size": 4,
     "candidates": 16,
     "predicted": 2,
+    "executed": 1,
     "blocks": 1,
     "levels": 10,
 }
@@ -81,7 +82,6 @@ LOOSE = {
     "hnpg": {"value_learning_rate": 3e-3},
     "trpo-stepwise": {"value_learning_rate": 3e-3},
     "reinflow": {"entropy": 0.0, "noise_high": 0.5, "critic_warmup": 0},
-    "sdp": {"predicted": 5},
 }
 # so that the value of a state is the sum of discounted rewards and nothing else
 PLAIN = {"discount": 0.5, "temperature": 1e-6, "tune_temperature": False}

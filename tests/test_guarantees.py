@@ -121,6 +121,8 @@ def test_a_truncated_episode_bootstraps_and_a_terminated_one_does_not(setting):
 
 # --- 3. gradient isolation
 
+scan = jax.lax.scan
+
 
 def looped(body, init, xs=None, length=None, reverse=False, unroll=1, *, owner_of, own):
     """`jax.lax.scan` as a loop in Python, so that what its body does can be seen from outside.
@@ -128,6 +130,8 @@ def looped(body, init, xs=None, length=None, reverse=False, unroll=1, *, owner_o
     A row of stacked networks belongs to whom the stack belongs.
     """
     rows = range(jax.tree.leaves(xs)[0].shape[0] if length is None else length)
+    if not rows:
+        return scan(body, init, xs, length)
 
     def row(x, i):
         part = x[i]

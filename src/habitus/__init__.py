@@ -39,6 +39,7 @@ _HOMES = {
     "cards": "core.card",
     "evaluate": "measure.evaluate",
     "evaluate_offline": "measure.ope",
+    "export": "serve.export",
     "inspect": "data.inspect",
     "learn": "train.loop",
     "load": "train.standard",
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from habitus.measure.ope import evaluate_offline as evaluate_offline
     from habitus.report.page import write_report as write_report
     from habitus.serve.client import Client as Client
+    from habitus.serve.export import export as export
     from habitus.serve.server import PolicyServer as PolicyServer
     from habitus.train.logs import record_log as record_log
     from habitus.train.loop import learn as learn

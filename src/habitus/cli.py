@@ -1,4 +1,4 @@
-"""The command line: `habitus learn | evaluate | measure | data | claim | methods | cite | report | serve`.
+"""The command line: `habitus learn | evaluate | measure | data | claim | methods | cite | report | serve | export`.
 
 Only the standard library is imported to print help or to list methods.
 """
@@ -97,6 +97,11 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("report", _report, "write one page about one or more runs")
     sub.add_argument("runs", type=Path, nargs="+")
     sub.add_argument("--out", type=Path, default=Path("report.html"))
+    sub = command("export", _export, "write a policy as files that act without habitus")
+    sub.add_argument("run", type=Path, help="a run folder, or a saved policy")
+    sub.add_argument("--to", choices=["onnx", "stablehlo", "safetensors"], required=True)
+    sub.add_argument("--policy", type=int, default=0, help="which of the run's seeds, counted from 0")
+    sub.add_argument("--out", type=Path, help="folder for the files; by default RUN/export/FORMAT")
     sub = command("serve", _serve, "answer observations with actions, over WebSocket")
     sub.add_argument("run", type=Path, help="a run folder, or a saved policy")
     sub.add_argument("--policy", type=int, default=0, help="which of the run's seeds, counted from 0")
@@ -235,6 +240,14 @@ def _policies(path: Path) -> tuple[list[Any], str | None]:
     if not folders:
         raise ConfigError(f"{path} has no saved policy yet; resume the run to its end.")
     return [Deployed.load(folder) for folder in folders], json.loads(config.read_text()).get("env")
+
+
+def _one_policy(args: argparse.Namespace) -> Any:
+    """The policy that `--policy` says, of the run."""
+    policies, _ = _policies(args.run)
+    if not 0 <= args.policy < len(policies):
+        raise ConfigError(f"--policy must be from 0 to {len(policies) - 1}, but is {args.policy}.")
+    return policies[args.policy]
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -384,12 +397,19 @@ def _serve(args: argparse.Namespace) -> None:
 
     from habitus.serve.server import PolicyServer
 
-    policies, _ = _policies(args.run)
-    if not 0 <= args.policy < len(policies):
-        raise ConfigError(f"--policy must be from 0 to {len(policies) - 1}, but is {args.policy}.")
+    policy = _one_policy(args)
     token = os.environ.get("HABITUS_TOKEN")  # not an option: those are shown to everyone on the machine
     limits = {"batch": args.batch, "chunk": args.chunk, "max_sessions": args.sessions}
-    PolicyServer(policies[args.policy], hz=args.hz, host=args.host, port=args.port, token=token, **limits).run()
+    PolicyServer(policy, hz=args.hz, host=args.host, port=args.port, token=token, **limits).run()
+
+
+def _export(args: argparse.Namespace) -> None:
+    from habitus.serve.export import export
+
+    folder = export(_one_policy(args), args.to, args.out or args.run / "export" / args.to)
+    check = json.loads((folder / "manifest.json").read_text())["check"]
+    print(f"acts as the policy does, to {max(check['largest_difference'].values()):.1g}")
+    print(folder)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,10 @@ class CheckpointError(HabitusError):
     """A saved run or policy cannot be restored into what was asked for."""
 
 
+class ExportError(HabitusError):
+    """A policy cannot be exported, or what was exported does not do what the policy does."""
+
+
 class Diverged(HabitusError, ArithmeticError):
     """A loss or a parameter stopped being finite.
 

@@ -51,6 +51,8 @@ class Greedy(Policy):
 
     def __call__(self, obs: Array, carry: Any, key: PRNGKeyArray) -> tuple[Array, Any]:
         values = self.critic(obs)
+        if isinstance(self.epsilon, float) and self.epsilon == 0:  # then nothing is drawn
+            return jnp.argmax(values).astype(jnp.int32), carry
         explore_key, action_key = jax.random.split(key)
         uniform = jax.random.randint(action_key, (), 0, values.shape[-1])
         explore = jax.random.uniform(explore_key) < self.epsilon

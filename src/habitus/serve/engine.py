@@ -39,12 +39,12 @@ class Engine:
         self._many = {n: jax.jit(_program(rest, n, True)) for n in {1, chunk}}
         self._hear = jax.jit(lambda arrays, carry, reward: unflatten(arrays, rest).rewarded(carry, reward))
         self._hear_many = jax.jit(lambda arrays, *x: jax.vmap(unflatten(arrays, rest).rewarded)(*x))
-        self.obs_bytes = sum(np.asarray(x).nbytes for x in jax.tree.leaves(_blank(self.spec.observation_space)))
+        self.obs_bytes = sum(np.asarray(x).nbytes for x in jax.tree.leaves(blank(self.spec.observation_space)))
 
     def compile(self) -> float:
         """Runs everything once; returns the seconds that took."""
         began = time.perf_counter()
-        obs, key = _blank(self.spec.observation_space), jax.random.key(0)
+        obs, key = blank(self.spec.observation_space), jax.random.key(0)
         for batched in (False, True) if self.batch > 1 else (False,):
             seen = jax.tree.map(lambda x: np.stack([x] * self.batch), obs) if batched else obs
             carry = self.many if batched else self.single
@@ -115,12 +115,12 @@ def _program(rest: Any, n: int, batched: bool) -> Callable[..., Any]:
     return run
 
 
-def _blank(space: spaces.Space) -> Any:
+def blank(space: spaces.Space) -> Any:
     """One observation of a space."""
     if isinstance(space, spaces.Dict):
-        return {name: _blank(part) for name, part in space.spaces.items()}
+        return {name: blank(part) for name, part in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
-        return tuple(_blank(part) for part in space.spaces)
+        return tuple(blank(part) for part in space.spaces)
     kind = np.float32 if np.dtype(space.dtype).kind == "f" else np.int32  # type: ignore[arg-type]
     kind = space.dtype if np.dtype(space.dtype) == np.uint8 else kind  # type: ignore[assignment,arg-type]
     low = np.full(space.shape or (), getattr(space, "start", 0))
@@ -142,7 +142,7 @@ def _read(space: spaces.Space, value: Any, lead: tuple[int, ...], name: str) -> 
         raise ServeError("wrong_shape", f"{name} has shape {list(found.shape)}, but must have {list(wanted)}.")
     if not np.isfinite(found).all():
         raise ServeError("not_finite", f"{name} holds NaN or infinity; send only finite numbers.")
-    example = _blank(space)
+    example = blank(space)
     with np.errstate(over="ignore", invalid="ignore"):
         cast = found.astype(example.dtype)
     if not np.isfinite(cast).all() or (example.dtype.kind != "f" and not np.array_equal(cast, found)):

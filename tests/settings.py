@@ -167,6 +167,12 @@ BAD = {
     "weight_decay": (-0.1,),
     "mi_weight": (-0.1,),
     "dropout": (-0.1, 1.0),
+    "goal_drop": (-0.1, 1.1),
+    "ema_decay": (-0.1, 1.0),
+    "steps": (0,),
+    "sigma_data": (0.0,),
+    "sigma_min": (0.0, 99.0),
+    "sigma_max": (0.0,),
     "heads": (0, 3, 7),
     "step_size": (0.0,),
     "tsallis_q": (0.0, 2.5),
@@ -204,7 +210,8 @@ BAD = {
     ),
     (0,),
 )  # fmt: skip
-ANY = {"target_entropy", "first_log_std", "target"}  # numeric hyperparameters of which every finite value makes sense
+# numeric hyperparameters of which every finite value makes sense
+ANY = {"target_entropy", "first_log_std", "target", "guidance"}
 
 SPACES = {"continuous": spaces.Box(-2, 2, (1,)), "discrete": spaces.Discrete(2, start=3)}
 

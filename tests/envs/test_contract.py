@@ -20,6 +20,19 @@ COPIES, STEPS = 4, 40
 every_world = pytest.mark.parametrize("name", WORLDS)
 
 
+def parts(space, obs):
+    """The simple spaces of an observation, with what belongs to each."""
+    if not isinstance(space, spaces.Dict):
+        return [(space, obs)]
+    assert set(obs) == set(space.spaces)
+    return [(space[name], obs[name]) for name in space.spaces]
+
+
+def flat(obs):
+    """Observations [STEPS, COPIES, ...] as one array, whatever their structure."""
+    return np.concatenate([np.asarray(x).reshape(STEPS, COPIES, -1) for x in jax.tree.leaves(obs)], -1)
+
+
 def random_actions(world, seed, *shape):
     space = world.action_space
     space.seed(seed)
@@ -51,12 +64,12 @@ def roll(name, seed, repeat=0):
 @every_world
 def test_observations_lie_in_their_space(name):
     obs, _, step, first = roll(name, 0)
-    space = WORLDS[name].observation_space
-    wanted = jax.dtypes.canonicalize_dtype(space.dtype)
-    for shown in (obs, step.obs, first):
-        assert shown.dtype == wanted and shown.shape == (STEPS, COPIES, *space.shape)
-        for row in np.asarray(shown, space.dtype).reshape(-1, *space.shape):
-            assert space.contains(row), f"{row} is not in {space}"
+    for whole in (obs, step.obs, first):
+        for space, shown in parts(WORLDS[name].observation_space, whole):
+            wanted = jax.dtypes.canonicalize_dtype(space.dtype)
+            assert shown.dtype == wanted and shown.shape == (STEPS, COPIES, *space.shape)
+            for row in np.asarray(shown, space.dtype).reshape(-1, *space.shape):
+                assert space.contains(row), f"{row} is not in {space}"
 
 
 @every_world
@@ -89,10 +102,11 @@ def test_episodes_end_by_the_horizon_and_for_one_reason(name):
 def test_the_final_observation_is_kept_and_the_next_one_is_fresh(name):
     obs, action, step, first = roll(name, 0)
     done = np.asarray(step.terminated | step.truncated)
-    np.testing.assert_array_equal(np.asarray(first)[~done], np.asarray(step.obs)[~done])
+    obs, after, first = map(flat, (obs, step.obs, first))
+    np.testing.assert_array_equal(first[~done], after[~done])
     np.testing.assert_array_equal(obs[1:], first[:-1])
     # Starting afresh differs from going on, in some copy at least (a few worlds start where they can also end).
-    assert (np.asarray(first)[done] != np.asarray(step.obs)[done]).any()
+    assert (first[done] != after[done]).any()
 
 
 @every_world
@@ -105,7 +119,8 @@ def test_same_seed_same_bits_and_one_copy_equals_many(name):
     _, many, _ = jax.vmap(lambda s, a, k: step_and_reset(world, s, a, k))(state, action, keys)
     alone, _ = world.reset(keys[1])
     _, one, _ = step_and_reset(world, alone, action[1], keys[1])
-    np.testing.assert_allclose(one.obs, many.obs[1], rtol=1e-5, atol=1e-6)
+    for alone, among in zip(jax.tree.leaves(one.obs), jax.tree.leaves(many.obs), strict=True):
+        np.testing.assert_allclose(alone, among[1], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(one.reward, many.reward[1], rtol=1e-5, atol=1e-6)
 
 

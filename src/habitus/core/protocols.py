@@ -218,6 +218,8 @@ class Learner(eqx.Module):
         from_start: whether its windows begin where episodes do (see `window`); and for an on-policy learner,
             whether its roll-outs do, [horizon, num_envs] of the world and [episodes, horizon] of a log.
         takes_log: whether an on-policy learner can be given a log besides, as `Spec.dataset`.
+        hindsight: whether it learns to reach goals, so that the windows of a log whose observations hold goals are to
+            come with goals that were reached (`data.hindsight.HindsightSource`).
     """
 
     on_policy: ClassVar[bool] = False
@@ -227,6 +229,7 @@ class Learner(eqx.Module):
     continues: ClassVar[tuple[str, ...]] = ()
     takes_log: ClassVar[bool] = False
     from_start: ClassVar[bool] = False
+    hindsight: ClassVar[bool] = False
 
     @property
     def window(self) -> int | None:

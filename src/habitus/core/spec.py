@@ -153,6 +153,26 @@ class Spec:
         return found
 
     @property
+    def goals(self) -> tuple[slice, slice] | None:
+        """Where the canonical vector holds the goal achieved and the one desired: the parts of a Dict observation
+        named `achieved_goal` and `desired_goal`, as in Gymnasium-Robotics; None where there is none desired.
+
+        Raises:
+            SpaceMismatch: unless the desired goal is as long as the achieved one, or a multiple of it: several goals
+                to be achieved one after the other.
+        """
+        names = self.names
+        if "desired_goal" not in names:
+            return None
+        achieved, desired = names.get("achieved_goal", slice(0, 0)), names["desired_goal"]
+        size, wanted = achieved.stop - achieved.start, desired.stop - desired.start
+        if size == 0 or wanted % size:
+            raise SpaceMismatch(
+                f"desired_goal has {wanted} entries and achieved_goal {size}; they must be as many, or a multiple."
+            )
+        return achieved, desired
+
+    @property
     def image(self) -> bool:
         """Whether observations are images [height, width, channels]."""
         return _is_image(self.observation_space)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from habitus.core.protocols import Policy
 from habitus.envs.worlds.combination_lock import ARMS, CombinationLock
+from habitus.envs.worlds.planar_goals import PlanarGoals
 from habitus.envs.worlds.planar_pick import OBSTACLE, TARGETS, PlanarPick
 from habitus.envs.worlds.pointmaze import PointMaze
 
@@ -168,20 +169,59 @@ class PickAndPlace(Policy):
         self, obs: Float[Array, "17"], carry: Int[Array, "3"], key: PRNGKeyArray
     ) -> tuple[Float[Array, "3"], Int[Array, "3"]]:
         way = jnp.where(carry < 0, jax.random.randint(key, (3,), 0, 2), carry)
-        position, closed, held, objects = obs[:2], obs[2] > 0.5, obs[3:5] > 0.5, obs[5:9].reshape(2, 2)
         order = jnp.stack([way[0], 1 - way[0]])
-        goals = jnp.asarray(TARGETS)[jnp.stack([way[1], 1 - way[1]])]
-        first_there = (jnp.linalg.norm(objects[order[0]] - goals[0]) < 0.035) & ~held[order[0]]
-        now = jnp.where(first_there, 1, 0)
-        thing, goal, holding = objects[order[now]], goals[now], held[order[now]]
+        targets = jnp.stack([way[1], 1 - way[1]])
+        now = jnp.where(self.served(obs, order[0], targets[0]), 1, 0)
+        return self.serve(obs, order[now], targets[now], way[2]), way
 
+    def served(self, obs: Float[Array, "17"], which: Int[Array, ""], target: Int[Array, ""]) -> Bool[Array, ""]:
+        """Whether an object lies on a target and is not held."""
+        thing, holding = obs[5:9].reshape(2, 2)[which], (obs[3:5] > 0.5)[which]
+        return (jnp.linalg.norm(thing - jnp.asarray(TARGETS)[target]) < 0.035) & ~holding
+
+    def serve(
+        self, obs: Float[Array, "17"], which: Int[Array, ""], target: Int[Array, ""], side: Int[Array, ""]
+    ) -> Float[Array, "3"]:
+        """The next action of carrying an object to a target past one side of the disc, the left being 0."""
+        position, closed, holding = obs[:2], obs[2] > 0.5, (obs[3:5] > 0.5)[which]
+        thing, goal = obs[5:9].reshape(2, 2)[which], jnp.asarray(TARGETS)[target]
         aim = jnp.where(holding, position + goal - thing, thing)
         arrived = jnp.linalg.norm(goal - thing) < 0.02
         close = jnp.where(holding, ~arrived, (jnp.linalg.norm(thing - position) < 0.03) & ~closed)
         centre = jnp.asarray(OBSTACLE)
-        beside = centre + jnp.stack([self.detour * (2 * way[2] - 1), 0.0])
+        beside = centre + jnp.stack([self.detour * (2 * side - 1), 0.0])
         below, aim_below = position[1] < centre[1], aim[1] < centre[1]
         across = (below != aim_below) & (jnp.abs(position[1] - centre[1]) > 0.03)
         move = (jnp.where(across, beside, aim) - position) / self.speed
         move = move / jnp.maximum(1.0, jnp.abs(move).max())
-        return jnp.concatenate([move, jnp.where(close, 1.0, -1.0)[None]]), way
+        return jnp.concatenate([move, jnp.where(close, 1.0, -1.0)[None]])
+
+
+class PlanarPlay(Policy):
+    """Plays in `PlanarGoals`: carries one object after another to one target after another, and asks for no goal.
+
+    Which object, which target and on which side of the disc is drawn anew whenever an object has arrived, and known to
+    nobody else. An object may be sent where the other one lies, but not where it lies itself.
+    """
+
+    hand: PickAndPlace = PickAndPlace()
+    """how an object is carried"""
+
+    @classmethod
+    def of(cls, world: PlanarGoals) -> PlanarPlay:
+        """The controller for a world."""
+        return cls(PickAndPlace.of(world.plane))
+
+    def init(self) -> Int[Array, "3"]:
+        """Nothing in mind yet."""
+        return jnp.full(3, -1, jnp.int32)
+
+    def __call__(
+        self, obs: dict[str, Array], carry: Int[Array, "3"], key: PRNGKeyArray
+    ) -> tuple[Float[Array, "3"], Int[Array, "3"]]:
+        seen = obs["observation"]
+        which, target, side = jax.random.randint(key, (3,), 0, 2)
+        fresh = jnp.stack([which, jnp.where(self.hand.served(seen, which, target), 1 - target, target), side])
+        done = (carry[0] < 0) | self.hand.served(seen, carry[0], carry[1])
+        now = jnp.where(done, fresh, carry)
+        return self.hand.serve(seen, *now), now

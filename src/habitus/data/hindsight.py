@@ -1,6 +1,7 @@
 """Hindsight: an episode that missed its goal shows how to reach what it did reach.
 
-M. Andrychowicz et al., "Hindsight Experience Replay", NeurIPS 2017.
+M. Andrychowicz et al., "Hindsight Experience Replay", NeurIPS 2017. C. Lynch et al., "Learning Latent Plans from
+Play", CoRL 2019, for goals of windows.
 """
 
 from __future__ import annotations
@@ -9,13 +10,18 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from habitus.core.domains import require
-from habitus.core.errors import DataError
+from habitus.core.errors import ConfigError, DataError
+from habitus.core.experience import Trajectory
+from habitus.core.protocols import Explorer
 from habitus.data.dataset import Dataset
+from habitus.data.source import DatasetSource
 
 STRATEGIES = ("final", "future", "random")
 OfGoals = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -141,3 +147,55 @@ def _cut(log: Dataset, terminated: Bool[np.ndarray, "rows"]) -> Dataset:
     truncated[lost] = True
     gained = terminated & ~np.asarray(log.terminated)
     return dataclasses.replace(log, terminated=terminated, truncated=truncated & ~gained, starts=starts)
+
+
+class HindsightSource(DatasetSource):
+    """Windows of a log, each with one goal: what its episode achieved at its last step or later, drawn uniformly.
+
+    The log's observations are Dicts with the parts `achieved_goal` and `desired_goal`; the latter is replaced in every
+    row, whatever it was, so that play in which nobody followed a goal is as good as anything. Where the desired goal is
+    G times as long as the achieved one, it is what G steps in a row achieved; beyond the end of the episode, the last.
+    Rewards and flags stay. Attributes as of `DatasetSource`.
+
+    Raises:
+        ConfigError: without windows.
+        DataError: if the observations hold no goals.
+    """
+
+    def __check_init__(self) -> None:
+        if self.window is None:
+            raise ConfigError("goals in hindsight are of windows; say with window=... how long they are.")
+        if self.dataset.spec.goals is None:
+            raise DataError(
+                f"the observations of {self.dataset.name} hold no goals; hindsight needs Dict observations with the "
+                "parts 'achieved_goal' and 'desired_goal'."
+            )
+
+    def draw(self, state: tuple[()], explorer: Explorer, key: PRNGKeyArray) -> tuple[tuple[()], Trajectory]:
+        """A batch; `explorer` does not take part."""
+        row_key, goal_key = jax.random.split(key)
+        if self.columns is None or self.bounds is None:
+            log, found = self.dataset.canonical(), self._host_rows(row_key)
+            windows, rows, last = self._read(found), jnp.asarray(found), jnp.asarray(log.ends[log.episode_of(found)])
+        else:
+            rows = self._rows(row_key)
+            windows, last = self.at(rows), self.bounds.last[rows]
+        assert self.window is not None and isinstance(windows, Trajectory)
+        first = jnp.minimum(rows - self.before + self.window - 1, last)
+        later = jax.random.randint(goal_key, first.shape, first, last + 1)
+        return state, self._aimed(windows, later, last)
+
+    def _aimed(self, windows: Trajectory, later: Int[Array, "batch"], last: Int[Array, "batch"]) -> Trajectory:
+        """The windows with the goals that rows `later` and those after them achieved, up to the last ones."""
+        assert self.spec.goals is not None
+        achieved, desired = self.spec.goals
+        count = (desired.stop - desired.start) // (achieved.stop - achieved.start)
+        found = jnp.minimum(later[:, None] + jnp.arange(count), last[:, None])
+        if self.columns is None:
+            reached = self.dataset.canonical().transitions(np.asarray(found)).next_obs[..., achieved]
+        else:
+            reached = self.columns.next_obs[found][..., achieved]
+        goal = reached.reshape(len(later), 1, -1)
+        steps = windows.steps
+        changed = (obs.at[..., desired].set(goal) for obs in (steps.obs, steps.next_obs))
+        return eqx.tree_at(lambda w: (w.steps.obs, w.steps.next_obs), windows, tuple(changed))

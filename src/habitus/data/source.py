@@ -120,7 +120,7 @@ class DatasetSource(Source):
         """A batch; `explorer` does not take part."""
         del explorer
         if self.columns is None:
-            return state, self._read(key)
+            return state, self._read(self._host_rows(key))
         return state, self.at(self._rows(key))
 
     def at(self, rows: Int[Array, "batch"]) -> Transition | Trajectory:
@@ -154,9 +154,11 @@ class DatasetSource(Source):
             rows = distinct_rows(key, self._choices, self.batch_size)
         return self.bounds.starts[rows] if self.from_start and self.bounds is not None else rows
 
-    def _read(self, key: PRNGKeyArray) -> Transition | Trajectory:
+    def _host_rows(self, key: PRNGKeyArray) -> Int[np.ndarray, "batch"]:
         seed = np.asarray(jax.random.key_data(key)).tolist()
         rows = np.random.default_rng(seed).choice(self._choices, self.batch_size, replace=self.replace)
-        log: Any = self.dataset.canonical()
-        rows = log.starts[rows] if self.from_start else rows
+        return np.asarray(self.dataset.starts)[rows] if self.from_start else rows
+
+    def _read(self, rows: Int[np.ndarray, "batch"]) -> Transition | Trajectory:
+        log = self.dataset.canonical()
         return log.transitions(rows) if self.window is None else log.windows(self.window, rows, self.before)

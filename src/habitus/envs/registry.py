@@ -27,6 +27,7 @@ from habitus.envs.worlds.icu5 import ICU5
 from habitus.envs.worlds.keydoor import KeyDoor
 from habitus.envs.worlds.mountaincar_continuous import MountainCarContinuous
 from habitus.envs.worlds.pendulum import Pendulum
+from habitus.envs.worlds.planar_goals import PlanarGoals
 from habitus.envs.worlds.planar_pick import PlanarPick
 from habitus.envs.worlds.pointmaze import PointMaze
 from habitus.envs.wrappers import Canonical, Levels, TimeLimit
@@ -40,6 +41,7 @@ BUILT_IN: dict[str, tuple[type[Env], int | str]] = {
     "acrobot": (Acrobot, 500),
     "pointmaze": (PointMaze, 200),
     "planar-pick": (PlanarPick, "limit"),
+    "planar-goals": (PlanarGoals, "limit"),
     "four-rooms": (FourRooms, "limit"),
     "bit-flip": (BitFlip, "bits"),
     "frozen-lake": (FrozenLake, 100),

@@ -22,6 +22,7 @@ from habitus.envs.worlds.icu5 import FEATURES, ICU5
 from habitus.envs.worlds.keydoor import HEADINGS, OPEN, KeyDoor
 from habitus.envs.worlds.mountaincar_continuous import MountainCarContinuous
 from habitus.envs.worlds.pendulum import Pendulum
+from habitus.envs.worlds.planar_goals import PlanarGoals
 from habitus.envs.worlds.planar_pick import HALF, OBSTACLE, RADIUS, PlanarPick
 from habitus.envs.worlds.pointmaze import PointMaze
 from habitus.envs.wrappers import Wrapper
@@ -114,6 +115,14 @@ def _planar_pick(env: PlanarPick, state: np.ndarray, canvas: np.ndarray) -> None
     disc(state[:2], 0.028, BODY)
     if not state[2]:
         disc(state[:2], 0.014, PAPER)
+
+
+def _planar_goals(env: PlanarGoals, state: np.ndarray, canvas: np.ndarray) -> None:
+    """A line goes from each object to where it is wanted."""
+    _planar_pick(env.plane, state[:12], canvas)
+    things, goals = (WIDTH / (2 * HALF) * (HALF + x.reshape(2, 2) * (1, -1)) for x in (state[4:8], state[12:]))
+    for thing, target in zip(things, goals, strict=True):
+        _line(canvas, tuple(thing), tuple(target), 1.0, INK)
 
 
 def _four_rooms(env: FourRooms, state: np.ndarray, canvas: np.ndarray) -> None:
@@ -235,6 +244,7 @@ DRAWINGS: dict[type[Env], Callable[[Any, np.ndarray, np.ndarray], None]] = {
     Acrobot: _acrobot,
     PointMaze: _pointmaze,
     PlanarPick: _planar_pick,
+    PlanarGoals: _planar_goals,
     FourRooms: _four_rooms,
     BitFlip: _bit_flip,
     FrozenLake: _frozen_lake,

@@ -56,10 +56,16 @@ class Denoiser(eqx.Module):
         Computed as `mean (F - (x - c_skip y) / c_out)^2`, `y = x + sigma n`, which is the same and does not
         divide a small difference by a small number.
         """
+        return jnp.mean(self.errors(x, sigma, noise, *condition))
+
+    def errors(
+        self, x: Float[Array, "*shape"], sigma: Float[Array, ""], noise: Array, *condition: Any
+    ) -> Float[Array, "*shape"]:
+        """What `loss` is the mean of, for those whose examples have parts that do not count."""
         y = x + sigma * noise
         total = jnp.sqrt(sigma**2 + self.sigma_data**2)
         target = (sigma * x / self.sigma_data - self.sigma_data * noise) / total
-        return jnp.mean((self.raw(y, sigma, *condition) - target) ** 2)
+        return (self.raw(y, sigma, *condition) - target) ** 2
 
 
 def log_normal(key: PRNGKeyArray, mean: float = -1.2, std: float = 1.2) -> Float[Array, ""]:

@@ -30,3 +30,14 @@ def warmed_adamw(
         return learning_rate * jnp.minimum(1.0, (count + 1) / max(updates, 1))
 
     return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adamw(schedule, weight_decay=weight_decay))
+
+
+def cosine_adamw(
+    learning_rate: float | Array, planned: float | Array, weight_decay: float | Array
+) -> optax.GradientTransformation:
+    """AdamW whose learning rate falls to 0 as half a cosine over the `planned` updates, never if they are infinite."""
+
+    def schedule(count: Any) -> Any:
+        return learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(count / planned, 1.0)))
+
+    return optax.adamw(schedule, weight_decay=weight_decay)

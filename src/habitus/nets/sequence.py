@@ -54,6 +54,11 @@ class Steps(eqx.Module):
         new = Steps(number, obs, jnp.zeros_like(self.action[0]), time, jnp.array(True))
         return jax.tree.map(lambda old, x: jnp.concatenate([old[1:], x[None].astype(old.dtype)]), self, new)
 
+    def in_front(self) -> Steps:
+        """The same with the steps that were taken first, and the padding after them."""
+        missing = (~self.valid).sum()
+        return jax.tree.map(lambda x: jnp.roll(x, -missing, 0), self)
+
     def acted(self, action: Array) -> Steps:
         """The memory once the action of the last step is known."""
         return eqx.tree_at(lambda s: s.action, self, self.action.at[-1].set(action))

@@ -17,7 +17,7 @@ from habitus.nets.mlp import ACTIVATIONS, Linear, dense
 
 def dropout(x: Float[Array, "*shape"], rate: float | Array, key: PRNGKeyArray | None) -> Float[Array, "*shape"]:
     """Each entry is 0 with probability `rate`, the others grow to keep the mean; nothing without a key."""
-    if key is None:
+    if key is None or (isinstance(rate, float) and rate == 0):
         return x
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0.0)
 

@@ -31,7 +31,8 @@ def record_log(policy: Policy, env: Env, episodes: int, seed: int = 0, meta: dic
         )
     rows = _record(policy, env, episodes, jax.random.key(seed))
     columns: dict[str, Any] = {
-        name: np.array(np.swapaxes(x, 0, 1)).reshape(-1, *x.shape[2:]) for name, x in rows.columns.items()
+        name: jax.tree.map(lambda x: np.array(np.swapaxes(x, 0, 1)).reshape(-1, *x.shape[2:]), column)
+        for name, column in rows.columns.items()
     }
     last = np.arange(1, episodes + 1) * env.horizon - 1
     columns["truncated"][last] |= ~columns["terminated"][last]

@@ -11,6 +11,7 @@ from habitus.core.card import card, cards
 from habitus.core.errors import ConfigError, suggest
 from habitus.core.protocols import Env, HostEnv, Learner, Source, hyperparameters
 from habitus.data.dataset import Dataset
+from habitus.data.hindsight import HindsightSource
 from habitus.data.prioritised import Prioritised
 from habitus.data.source import DatasetSource
 from habitus.envs.registry import make, name_of
@@ -188,11 +189,12 @@ def log_source(learner: Learner, log: Dataset, **options: Any) -> Source:
     """What hands out a log as a learner wants it.
 
     Its attributes say how, where it has them: `batch_size`; `window` and `from_start`; `priority`, the
-    exponents (alpha, beta) of prioritised replay.
+    exponents (alpha, beta) of prioritised replay; `hindsight`.
     """
     plain = {"batch_size": _batch_size(learner), "window": learner.window, "from_start": learner.from_start}
     plain |= {"before": learner.before}
-    source = DatasetSource(log, **(plain | options))
+    kind = HindsightSource if learner.hindsight and log.spec.goals else DatasetSource
+    source = kind(log, **(plain | options))
     _check_window(learner, source.window, "source_options", source.before)
     priority = getattr(learner, "priority", None)
     return source if priority is None else Prioritised(source, *priority)

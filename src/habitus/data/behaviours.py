@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from habitus.core.protocols import Policy
 from habitus.envs.worlds.combination_lock import ARMS, CombinationLock
+from habitus.envs.worlds.lane_scene import LANES, LENGTH, LIMITS, LaneScene, scene_of
 from habitus.envs.worlds.planar_goals import PlanarGoals
 from habitus.envs.worlds.planar_pick import OBSTACLE, TARGETS, PlanarPick
 from habitus.envs.worlds.pointmaze import PointMaze
@@ -225,3 +226,65 @@ class PlanarPlay(Policy):
         done = (carry[0] < 0) | self.hand.served(seen, carry[0], carry[1])
         now = jnp.where(done, fresh, carry)
         return self.hand.serve(seen, *now), now
+
+
+class LaneDriver(Policy):
+    """Drives through `LaneScene` in one way: keeps its lane behind whoever is ahead, or changes to one beside it.
+
+    What it wants, an offset and a speed, is drawn at the first step of an episode and kept in the carry: a lane beside
+    its own with probability `changes`, if there is one with room for five seconds. Its speed is that of the intelligent
+    driver model, and no lower than that of a car behind it (Treiber, Hennecke and Helbing 2000).
+    """
+
+    dt: float = 0.5
+    """seconds between its decisions"""
+    width: float = 3.5
+    """of a lane [m]"""
+    changes: float = 0.5
+    """how often it changes lanes where it can"""
+
+    @classmethod
+    def of(cls, world: LaneScene) -> LaneDriver:
+        """The driver for a world."""
+        return cls(world.dt, world.width)
+
+    def init(self) -> Float[Array, "3"]:
+        """Nothing wanted yet; then whether, which offset and which speed."""
+        return jnp.zeros(3)
+
+    def __call__(
+        self, obs: Float[Array, "13"], carry: Float[Array, "3"], key: PRNGKeyArray
+    ) -> tuple[Float[Array, "2"], Float[Array, "3"]]:
+        carry = jnp.where(carry[0] > 0, carry, self._wish(obs, key))
+        scene = scene_of(obs)
+        offset, heading, speed = obs[:3]
+        drift = jnp.clip(-0.6 * (offset - carry[1]) / jnp.maximum(speed, 2.0), -0.3, 0.3)
+        bend = scene.curvature * speed
+        turn = bend + 0.8 * (drift + self.dt * bend / 2 - heading) / self.dt  # Euler steps lag half a step behind it
+        push = jnp.maximum(self._push(scene.cars, offset, speed, carry), -speed / self.dt)
+        bound = jnp.asarray(LIMITS)
+        return jnp.clip(jnp.stack([turn, push]), -bound, bound), carry
+
+    def _wish(self, obs: Float[Array, "13"], key: PRNGKeyArray) -> Float[Array, "3"]:
+        lane_key, change_key, speed_key = jax.random.split(key, 3)
+        world = LaneScene(self.dt, self.width)
+        cars, lane, lanes = scene_of(obs).cars, world.lane(obs[0]), jnp.arange(LANES)
+        later = cars[:, 0] + 5.0 * (cars[:, 2] - obs[2])
+        clear = (jnp.abs(cars[:, 0]) > 9) & (jnp.abs(later) > 9) & (cars[:, 0] * later > 0)
+        free = jnp.where(world.lane(cars[:, 1])[None] == lanes[:, None], clear[None], True).all(1)
+        beside = free & (jnp.abs(lanes - lane) == 1)
+        choice = jnp.argmax(jnp.where(beside, jax.random.uniform(lane_key, (LANES,)), -1.0))
+        change = beside.any() & jax.random.bernoulli(change_key, self.changes)
+        wanted = world.offset(jnp.where(change, choice, lane))
+        return jnp.stack([jnp.ones(()), wanted, jax.random.uniform(speed_key, minval=5.0, maxval=11.0)])
+
+    def _push(self, cars: Float[Array, "cars 3"], offset: Array, speed: Array, carry: Array) -> Float[Array, ""]:
+        """`2 (1 - (v / v0)^4 - (s* / s)^2)`, `s* = 2.5 + 1.2 v + v (v - v_ahead) / (2 sqrt(6))`."""
+        in_way = jnp.minimum(jnp.abs(cars[:, 1] - offset), jnp.abs(cars[:, 1] - carry[1])) < 2.2
+        ahead = jnp.where(in_way & (cars[:, 0] > 0), cars[:, 0], jnp.inf)
+        first = jnp.argmin(ahead)
+        behind = in_way & (cars[:, 0] <= 0)
+        wanted = jnp.maximum(carry[2], jnp.where(behind, cars[:, 2], 0.0).max())
+        room = jnp.maximum(ahead[first] - LENGTH, 0.1)
+        asked = 2.5 + jnp.maximum(1.2 * speed + speed * (speed - cars[first, 2]) / (2 * 6**0.5), 0.0)
+        return 2.0 * (1 - (speed / wanted) ** 4 - jnp.where(jnp.isfinite(room), asked / room, 0.0) ** 2)

@@ -25,6 +25,7 @@ from habitus.envs.worlds.four_rooms import FourRooms
 from habitus.envs.worlds.frozen_lake import FrozenLake
 from habitus.envs.worlds.icu5 import ICU5
 from habitus.envs.worlds.keydoor import KeyDoor
+from habitus.envs.worlds.lane_scene import LaneScene
 from habitus.envs.worlds.mountaincar_continuous import MountainCarContinuous
 from habitus.envs.worlds.pendulum import Pendulum
 from habitus.envs.worlds.planar_goals import PlanarGoals
@@ -42,6 +43,7 @@ BUILT_IN: dict[str, tuple[type[Env], int | str]] = {
     "pointmaze": (PointMaze, 200),
     "planar-pick": (PlanarPick, "limit"),
     "planar-goals": (PlanarGoals, "limit"),
+    "lane-scene": (LaneScene, "limit"),
     "four-rooms": (FourRooms, "limit"),
     "bit-flip": (BitFlip, "bits"),
     "frozen-lake": (FrozenLake, 100),

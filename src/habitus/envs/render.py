@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from habitus.core.errors import SpaceMismatch
@@ -20,6 +21,7 @@ from habitus.envs.worlds.four_rooms import GOAL, SIZE, WALLS, FourRooms
 from habitus.envs.worlds.frozen_lake import FrozenLake
 from habitus.envs.worlds.icu5 import FEATURES, ICU5
 from habitus.envs.worlds.keydoor import HEADINGS, OPEN, KeyDoor
+from habitus.envs.worlds.lane_scene import LANES, LENGTH, LaneScene, placed
 from habitus.envs.worlds.mountaincar_continuous import MountainCarContinuous
 from habitus.envs.worlds.pendulum import Pendulum
 from habitus.envs.worlds.planar_goals import PlanarGoals
@@ -123,6 +125,35 @@ def _planar_goals(env: PlanarGoals, state: np.ndarray, canvas: np.ndarray) -> No
     things, goals = (WIDTH / (2 * HALF) * (HALF + x.reshape(2, 2) * (1, -1)) for x in (state[4:8], state[12:]))
     for thing, target in zip(things, goals, strict=True):
         _line(canvas, tuple(thing), tuple(target), 1.0, INK)
+
+
+def _lane_scene(env: LaneScene, state: np.ndarray, canvas: np.ndarray) -> None:
+    """80 m of road around the ego, which drives to the right; left is up."""
+    scale = WIDTH / 80
+
+    def point(x: float, y: float) -> Point:
+        return WIDTH / 2 + scale * (x - float(state[0])), HEIGHT / 2 - scale * y
+
+    def on_plane(arc: Any, offset: Any) -> list[list[float]]:
+        given = (jnp.asarray(x, jnp.float32) for x in (state[4], *np.broadcast_arrays(arc, offset)))
+        return [np.asarray(x).tolist() for x in placed(*given)]
+
+    arcs = np.linspace(-60, 60, 25)
+    for line in range(LANES + 1):
+        x, y, _ = on_plane(arcs, (line - LANES / 2) * env.width)
+        places = [point(*at) for at in zip(x, y, strict=True)]
+        edge = line in (0, LANES)
+        for start, end in zip(places, places[1:], strict=False):
+            _line(canvas, start, end, 2.0 if edge else 1.0, INK if edge else FAINT)
+
+    def car(colour: Colour, x: float, y: float, heading: float) -> None:
+        half = (LENGTH / 2 - 0.9) * np.array([np.cos(heading), np.sin(heading)])
+        _line(canvas, point(x - half[0], y - half[1]), point(x + half[0], y + half[1]), 0.9 * scale, colour)
+
+    others = state[5:].reshape(-1, 3)
+    for at in zip(*on_plane(others[:, 0], others[:, 1]), strict=True):
+        car(INK, *at)
+    car(BODY, *(float(x) for x in state[:3]))
 
 
 def _four_rooms(env: FourRooms, state: np.ndarray, canvas: np.ndarray) -> None:
@@ -245,6 +276,7 @@ DRAWINGS: dict[type[Env], Callable[[Any, np.ndarray, np.ndarray], None]] = {
     PointMaze: _pointmaze,
     PlanarPick: _planar_pick,
     PlanarGoals: _planar_goals,
+    LaneScene: _lane_scene,
     FourRooms: _four_rooms,
     BitFlip: _bit_flip,
     FrozenLake: _frozen_lake,

@@ -25,6 +25,7 @@ from habitus.core.errors import ConfigError
 
 Level = Int[Array, "..."] | int
 Predict = Callable[[Array, Int[Array, ""]], Array]
+Guide = Callable[[Array, Int[Array, ""]], Array]
 PREDICTIONS = ("noise", "clean", "velocity")
 LEAST_VARIANCE = 1e-20
 
@@ -56,17 +57,20 @@ class Schedule(eqx.Module):
         return cls(*(jnp.asarray(x, jnp.float32) for x in (beta, kept, 1 - kept)))
 
     @classmethod
-    def cosine(cls, levels: int) -> Schedule:
+    def cosine(cls, levels: int, share: float = 1.0) -> Schedule:
         """`beta_k = min(1 - f((k + 1) / N) / f(k / N), 0.999)`, `f(u) = cos^2((u + 0.008) / 1.008 * pi / 2)`.
 
         (Nichol and Dhariwal, eq. 17.)
 
+        Args:
+            share: of every `beta`; below 1 the highest level keeps more of the data.
+
         Raises:
-            ConfigError: if there is no level.
+            ConfigError: if there is no level, or a share of variance is not in (0, 1).
         """
         require(levels >= 1, f"a schedule needs 1 level or more, but has {levels}.")
         f = np.cos((np.linspace(0, 1, levels + 1) + 0.008) / 1.008 * np.pi / 2) ** 2
-        return cls.of(np.minimum(1 - f[1:] / f[:-1], 0.999))
+        return cls.of(share * np.minimum(1 - f[1:] / f[:-1], 0.999))
 
     @classmethod
     def linear(cls, levels: int, low: float = 1e-4, high: float = 0.02) -> Schedule:
@@ -178,14 +182,21 @@ def ddpm_step(
         clean: the estimate of `x_0`, clipped already if it is to be.
         noise: a standard Gaussian.
     """
+    mean, std = ddpm_posterior(schedule, x, clean, k)
+    return jnp.where(along(jnp.asarray(k), x) < 0, x, mean + std * noise)
+
+
+def ddpm_posterior(
+    schedule: Schedule, x: Float[Array, "*shape"], clean: Float[Array, "*shape"], k: Level
+) -> tuple[Float[Array, "*shape"], Float[Array, "..."]]:
+    """The mean and the standard deviation of `ddpm_step` from a level of 0 or more, the latter shaped to scale `x`."""
     k = jnp.asarray(k)
     beta = schedule.beta[jnp.maximum(k, 0)]
     before, lost = schedule.lost(k - 1), jnp.where(k < 0, 1.0, schedule.lost(k))
     variance = jnp.maximum(beta * before / lost, LEAST_VARIANCE)
     std = jnp.where(k > 0, jnp.sqrt(variance), 0.0)
     of_clean, of_x = jnp.sqrt(schedule.kept(k - 1)) * beta / lost, jnp.sqrt(1 - beta) * before / lost
-    moved = along(of_clean, x) * clean + along(of_x, x) * x + along(std, x) * noise
-    return jnp.where(along(k, x) < 0, x, moved)
+    return along(of_clean, x) * clean + along(of_x, x) * x, along(std, x)
 
 
 def ddpm_sample(
@@ -196,6 +207,7 @@ def ddpm_sample(
     *,
     prediction: str = "noise",
     clip: float | None = 1.0,
+    guide: Guide | None = None,
 ) -> Float[Array, "*shape"]:
     """One draw by all levels, `N - 1` down to 0.
 
@@ -204,15 +216,40 @@ def ddpm_sample(
         noise: a standard Gaussian, where the chain begins.
         key: of the noise in the steps.
         clip: bound of the estimates of clean data; None for none.
+        guide: `(mean, k)`, moves the mean of each step before noise is added.
 
     Raises:
         ConfigError: for another kind of prediction than `PREDICTIONS`.
     """
-    check_prediction(prediction)
+    return ddpm_last(schedule, predict, noise, key, 1, prediction=prediction, clip=clip, guide=guide)[0]
 
-    def step(x: Array, k: Array) -> tuple[Array, None]:
+
+def ddpm_last(
+    schedule: Schedule,
+    predict: Predict,
+    noise: Float[Array, "*shape"],
+    key: PRNGKeyArray,
+    count: int,
+    *,
+    prediction: str = "noise",
+    clip: float | None = 1.0,
+    guide: Guide | None = None,
+) -> Float[Array, "count *shape"]:
+    """What the last `count` steps of `ddpm_sample` arrive at, the draw itself at the end.
+
+    Raises:
+        ConfigError: for another kind of prediction than `PREDICTIONS`, or a count that is not from 1 to N.
+    """
+    check_prediction(prediction)
+    require(1 <= count <= schedule.levels, f"count must be from 1 to the {schedule.levels} levels, but is {count}.")
+
+    def step(recent: Array, k: Array) -> tuple[Array, None]:
+        x = recent[-1]
         clean = clipped(schedule.clean(x, predict(x, k), k, prediction), clip)
         fresh = jax.random.normal(jax.random.fold_in(key, k), x.shape, x.dtype)
-        return ddpm_step(schedule, x, clean, k, fresh), None
+        mean, std = ddpm_posterior(schedule, x, clean, k)
+        moved = (mean if guide is None else guide(mean, k)) + std * fresh
+        return jnp.concatenate([recent[1:], moved[None]]), None
 
-    return jax.lax.scan(step, noise, jnp.arange(schedule.levels)[::-1])[0]
+    start = jnp.broadcast_to(noise, (count, *noise.shape))
+    return jax.lax.scan(step, start, jnp.arange(schedule.levels)[::-1])[0]

@@ -7,8 +7,8 @@ for sums of exponentials, which must not count a step twice, as well as for maxi
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import equinox as eqx
@@ -36,13 +36,17 @@ class Extremes(eqx.Module):
     temperature: Scalar | None = None
     valid: Bool[Array, "time"] | None = None
 
-    def greater(self, x: Float[Array, "time"], y: Float[Array, "time"]) -> Float[Array, "time"]:
-        """The greater of two values."""
-        return _greater(self.temperature, x, y)
+    def greatest_among(self, values: Sequence[Float[Array, "*time"]]) -> Float[Array, "*time"]:
+        """The greatest of several values."""
+        if self.temperature is None:
+            return reduce(jnp.maximum, values)
+        if len(values) == 1:
+            return values[0]
+        return self.temperature * _log_sum_exp(jnp.stack(values) / self.temperature)
 
-    def lesser(self, x: Float[Array, "time"], y: Float[Array, "time"]) -> Float[Array, "time"]:
-        """The lesser of two values."""
-        return _lesser(self.temperature, x, y)
+    def least_among(self, values: Sequence[Float[Array, "*time"]]) -> Float[Array, "*time"]:
+        """The least of several values."""
+        return -self.greatest_among([-value for value in values])
 
     def greatest(self, x: Float[Array, "time"], start: int, width: int) -> Float[Array, "time"]:
         """At each t the greatest over the `width` steps from `t + start` on that there are; -LARGE if there is none."""
@@ -51,6 +55,13 @@ class Extremes(eqx.Module):
     def least(self, x: Float[Array, "time"], start: int, width: int) -> Float[Array, "time"]:
         """At each t the least over the `width` steps from `t + start` on that there are; LARGE if there is none."""
         return -self.greatest(-x, start, width)
+
+    def greatest_of(self, x: Float[Array, "time"], start: int, width: int) -> Float[Array, ""]:
+        """`greatest` at the first step alone: a single pass where it is smooth."""
+        seen = self._real(x, -LARGE)[start : start + width]
+        if self.temperature is None or len(seen) == 0:  # gradients of fused maxima take XLA minutes to compile
+            return self.greatest(x, start, width)[0]
+        return self.temperature * _log_sum_exp(seen / self.temperature)
 
     def until(
         self, held: Float[Array, "time"], goal: Float[Array, "time"], start: int, width: int
@@ -123,6 +134,12 @@ def _smooth_until(temperature: Scalar, before: Array, held: Array, goal: Array, 
         return (_lesser(temperature, before, _shifted(held, k)), best), None
 
     return jax.lax.scan(advance, (before, jnp.full_like(before, -LARGE)), ks)[0][1]
+
+
+def _log_sum_exp(x: Array) -> Array:
+    """Over the first axis, of finite numbers: without JAX's care for infinities, which makes programs twice as long."""
+    most = jax.lax.stop_gradient(x.max(0))
+    return most + jnp.log(jnp.exp(x - most).sum(0))
 
 
 def _greater(temperature: Scalar | None, x: Array, y: Array) -> Array:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable
-from functools import reduce
 from typing import Any
 
 import equinox as eqx
@@ -25,6 +24,10 @@ class Formula(eqx.Module):
     @abc.abstractmethod
     def signal(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, "time"]:
         """Its robustness at each of the `steps` steps of a trace."""
+
+    def first(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, ""]:
+        """Its robustness at the first step: `signal(...)[0]`, without the other steps where they are not needed."""
+        return self.signal(trace, extremes, steps)[0]
 
     @property
     @abc.abstractmethod
@@ -137,6 +140,9 @@ class Not(Formula):
     def signal(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, "time"]:
         return -self.part.signal(trace, extremes, steps)
 
+    def first(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, ""]:
+        return -self.part.first(trace, extremes, steps)
+
     @property
     def horizon(self) -> int | None:
         return self.part.horizon
@@ -179,7 +185,10 @@ class And(_Several):
     """`min_i r_i`."""
 
     def signal(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, "time"]:
-        return reduce(extremes.lesser, self._signals(trace, extremes, steps))
+        return extremes.least_among(self._signals(trace, extremes, steps))
+
+    def first(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, ""]:
+        return extremes.least_among([part.first(trace, extremes, steps) for part in self.parts])
 
     def log_terms(self, steps: int) -> tuple[float, float]:
         below, above = self._worst(steps)
@@ -193,7 +202,10 @@ class Or(_Several):
     """`max_i r_i`."""
 
     def signal(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, "time"]:
-        return reduce(extremes.greater, self._signals(trace, extremes, steps))
+        return extremes.greatest_among(self._signals(trace, extremes, steps))
+
+    def first(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, ""]:
+        return extremes.greatest_among([part.first(trace, extremes, steps) for part in self.parts])
 
     def log_terms(self, steps: int) -> tuple[float, float]:
         below, above = self._worst(steps)

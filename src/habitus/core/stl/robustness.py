@@ -45,7 +45,7 @@ def robustness(
     steps = _steps(trace)
     if strict:
         formula.check_reach(0, steps)
-    return robustness_signal(formula, trace, temperature=temperature, valid=valid)[0]
+    return _unbounded(formula.first(trace, _extremes(temperature, valid, steps), steps))
 
 
 def robustness_signal(
@@ -60,12 +60,19 @@ def robustness_signal(
     Windows are cut at the end of the trace; near it some are empty, which counts as under `strict=False`. The
     arguments are those of `robustness`.
     """
-    require(temperature is None or temperature > 0, f"temperature must be above 0, but is {temperature}.")
-    temperature = float(temperature) if isinstance(temperature, int) else temperature
     steps = _steps(trace)
+    return _unbounded(formula.signal(trace, _extremes(temperature, valid, steps), steps))
+
+
+def _extremes(temperature: Scalar | None, valid: Array | None, steps: int) -> Extremes:
+    require(temperature is None or temperature > 0, f"temperature must be above 0, but is {temperature}.")
     if valid is not None and valid.shape != (steps,):
         raise DataError(f"valid has shape {valid.shape}, expected ({steps},), a flag for each step of the trace.")
-    found = formula.signal(trace, Extremes(temperature, valid), steps)
+    return Extremes(None if temperature is None else 1.0 * temperature, valid)
+
+
+def _unbounded(found: Float[Array, "*time"]) -> Float[Array, "*time"]:
+    """With infinities where `LARGE` stands for them."""
     return jnp.where(found > LARGE / 2, jnp.inf, jnp.where(found < -LARGE / 2, -jnp.inf, found))
 
 

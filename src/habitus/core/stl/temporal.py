@@ -78,6 +78,9 @@ class Always(_Quantified):
     def signal(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, "time"]:
         return extremes.least(self.part.signal(trace, extremes, steps), self.start, self._width(steps))
 
+    def first(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, ""]:
+        return -extremes.greatest_of(-self.part.signal(trace, extremes, steps), self.start, self._width(steps))
+
     def log_terms(self, steps: int) -> tuple[float, float]:
         below, above = self.part.log_terms(steps)
         return below + math.log(self._count(steps)), above
@@ -91,6 +94,9 @@ class Eventually(_Quantified):
 
     def signal(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, "time"]:
         return extremes.greatest(self.part.signal(trace, extremes, steps), self.start, self._width(steps))
+
+    def first(self, trace: Trace, extremes: Extremes, steps: int) -> Float[Array, ""]:
+        return extremes.greatest_of(self.part.signal(trace, extremes, steps), self.start, self._width(steps))
 
     def log_terms(self, steps: int) -> tuple[float, float]:
         below, above = self.part.log_terms(steps)

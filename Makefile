@@ -3,12 +3,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test bare lint bench docs claims clean
+.PHONY: demo test test-all bare lint bench docs claims clean
 
 demo: .venv/core
 	$(BIN)/python examples/demo.py
 
 test: .venv/dev
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: .venv/dev
 	$(BIN)/python -m pytest -n 2
 
 bare: .venv/dev

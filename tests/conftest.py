@@ -4,6 +4,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,25 @@ install_import_hook("habitus", "typechecker.check")
 found, here = Path(importlib.util.find_spec("habitus").origin), Path(__file__).parents[1]
 assert found.is_relative_to(here), f"these tests are of {here}, but habitus is imported from {found}: install this one."
 
-# most of the time goes into compiling programs that run for a moment
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+# Most of the time goes into compiling programs that run for a moment. Older emitters of loops take a fifth less of it;
+# at level 0 a seed among several would not give the bits that it gives alone.
+QUICK = "--xla_backend_optimization_level=1"
+if version("jaxlib").startswith("0.10."):  # XLA dies of a flag that it does not know
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", QUICK)
 
 # compiled programs and standard data sets; outlives a test run, and its workers share it
 os.environ.setdefault("HABITUS_CACHE", str(Path(tempfile.gettempdir()) / f"habitus-tests-{os.getuid()}"))
+
+
+SLOW = tuple((Path(__file__).parent / "slow.txt").read_text().split("\n"))[:-1]
+
+
+def pytest_collection_modifyitems(items):
+    """Tests whose names begin as a line of slow.txt does are `slow`: `make test` leaves them out."""
+    for item in items:
+        if item.nodeid.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 MOST_GIB = 3  # that a worker may hold; the programs of hundreds of tests would take twice as much

@@ -50,6 +50,17 @@ def test_a_vector_stays_and_an_integer_counts_from_zero():
     np.testing.assert_array_equal(Spec(SPACES["image"], CHOICE).encode_obs(image), image)
 
 
+def test_keys_may_have_dots_as_those_of_lerobot_have():
+    keyed = spaces.Dict({"observation.state": spaces.Box(-1, 1, (2,)), "observation": spaces.Dict({"b.c": CHOICE})})
+    obs = {"observation.state": np.array([0.5, -0.5], np.float32), "observation": {"b.c": 2}}
+    spec = Spec(keyed, BOX)
+    spec.check_obs(obs)
+    whole = spec.encode_obs(obs).tolist()
+    assert whole.count(0.5) == 1 and whole.count(-0.5) == 1 and whole.count(1.0) == 1
+    with pytest.raises(SpaceMismatch, match="observation.b.c"):
+        spec.check_obs({"observation.state": obs["observation.state"], "observation": {}})
+
+
 def test_named_parts_lie_side_by_side_where_the_names_say():
     spec = Spec(NESTED, CHOICE)
     obs = {

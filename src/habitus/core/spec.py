@@ -19,6 +19,7 @@ The conversion happens once, where a world or a log enters, and is undone by the
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -78,9 +79,19 @@ def _vector(space: spaces.Space, value: Any) -> Float[Array, "width"]:
 
 
 def _pick(value: Any, name: str) -> Any:
-    for part in name.split("."):
-        value = value[int(part)] if isinstance(value, tuple) else value[part]
-    return value
+    """The part of nested dicts and tuples that a dotted name means; keys may have dots themselves."""
+    if not name:
+        return value
+    if isinstance(value, tuple):
+        head = name.partition(".")[0]
+        return _pick(value[int(head)], name[len(head) + 1 :])
+    if not isinstance(value, Mapping):
+        raise KeyError(name)
+    fitting = [key for key in value if f"{name}.".startswith(f"{key}.")]
+    if not fitting:
+        raise KeyError(name)
+    head = max(fitting, key=len)
+    return _pick(value[head], name[len(head) + 1 :])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -66,7 +66,7 @@ class Interval:
 
 def _decimals(width: float, estimate: float) -> int:
     """Decimals that show the interval to two figures, or an exact estimate to four."""
-    scale, figures = (width, 2) if width > 0 else (abs(estimate), 4)
+    scale, figures = (width, 2) if width > 1e-9 * abs(estimate) else (abs(estimate), 4)  # rounding is no width
     return min(max(figures - 1 - math.floor(math.log10(scale)), 0), 12) if scale > 0 else 1
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import os
 from collections.abc import Mapping, Sequence
@@ -12,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from habitus.core.errors import ConfigError, HabitusError
-from habitus.report.film import Film, film
+from habitus.core.errors import ConfigError
+from habitus.report.episodes import acts_of, films_of
 from habitus.report.html import Html, el, join
 from habitus.report.plots import chart, line, style_of, swatch
-from habitus.report.read import Curve, RunRecord, read_run
-from habitus.report.scale import duration, number
+from habitus.report.read import Curve, Entry, RunRecord, read_run
+from habitus.report.scale import count, duration
 from habitus.report.tables import Contender, curve_table, evaluation_table, settings_table, versions_table
 
 # Nothing may be fetched and nothing may run, whatever names and settings the runs contain.
@@ -29,15 +28,6 @@ ONE_SEED = (
 HIDDEN = ("episode/finished",)
 
 References = Mapping[str, Mapping[str, ArrayLike]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A run, its place in the report, and the name it goes by there."""
-
-    record: RunRecord
-    index: int
-    label: str
 
 
 def write_report(
@@ -110,14 +100,10 @@ def _listing(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' if number != 1 else ''}"
-
-
 def _header(title: str, runs: Sequence[Entry]) -> Html:
     seconds = sum(run.record.seconds for run in runs)
     seeds = sum(len(run.record.seeds) for run in runs)
-    facts = [_count(len(runs), "run"), _count(seeds, "seed"), f"{duration(seconds)} of learning"]
+    facts = [count(len(runs), "run"), count(seeds, "seed"), f"{duration(seconds)} of learning"]
     started = sorted(str(run.record.config["started"])[:10] for run in runs if "started" in run.record.config)
     facts += [f"started {started[0]}"] if started else []
     parts = [el("p", "habitus report", class_="kicker"), el("h1", title), el("p", " · ".join(facts), class_="facts")]
@@ -146,7 +132,8 @@ def _world(world: str | None, runs: Sequence[Entry], references: References, fil
         )
     parts += [_legend(runs, levels), _return_chart(runs, levels), _metric_charts(runs)]
     if films and world is not None:
-        parts.append(_films(world, runs))
+        parts.append(films_of(world, runs))
+        parts.append(acts_of(world, runs))
     return el("section", *parts)
 
 
@@ -213,59 +200,6 @@ def _metric_charts(runs: Sequence[Entry]) -> Html | None:
         return None
     note = f"Means over the {_x_label(runs)} since the point before; bands are 95 % confidence intervals over seeds."
     return join(el("h3", "While learning"), el("p", note, class_="note"), el("div", *charts, class_="charts"))
-
-
-def _films(world: str, runs: Sequence[Entry]) -> Html | None:
-    figures = [_film(world, run) for run in runs if run.record.policies]
-    return join(el("h3", "One episode each"), el("div", *figures, class_="films")) if figures else None
-
-
-def _film(world: str, run: Entry) -> Html:
-    """The policy of the middling seed in one episode, or the reason why it cannot be shown."""
-    seed = _middling_seed(run.record)
-    try:
-        shown = film(run.record.policies[seed], world, seed)
-    except HabitusError as error:
-        return el("p", f"{run.label}: no episode to show: {str(error).rstrip('.')}.", class_="notice")
-    return _player(shown, run, seed, name=f"film-{world}-{run.index}")
-
-
-def _middling_seed(record: RunRecord) -> int:
-    """The seed whose final score is the median (the lower of two), so that the film flatters nobody."""
-    seeds = sorted(record.policies)
-    if record.evaluations:
-        score = dict(zip(record.seeds, record.evaluations[-1].scores, strict=True))
-        seeds = sorted((seed for seed in seeds if seed in score), key=lambda seed: score[seed]) or seeds
-    return seeds[(len(seeds) - 1) // 2]
-
-
-def _player(shown: Film, run: Entry, seed: int, name: str) -> Html:
-    """A sheet of frames, played by CSS, with a check box that stops it."""
-    seconds = min(max(shown.length * 0.04, 3.0), 12.0)
-    style = (
-        f"--columns:{shown.columns};--rows:{shown.rows};--seconds:{seconds:.2f}s;"
-        f"aspect-ratio:{shown.width}/{shown.height};background-image:url({shown.sheet})"
-    )
-    which = (
-        f"seed {seed}, the middling one of {len(run.record.policies)}"
-        if len(run.record.policies) > 1
-        else f"seed {seed}"
-    )
-    facts = f"return {number(shown.returned)} in {shown.length} steps"
-    return el(
-        "figure",
-        el("figcaption", swatch(style_of(run.index)), el("strong", run.label), f" {which}: {facts}"),
-        el("input", type="checkbox", id=name),
-        el(
-            "div",
-            class_="screen",
-            style=style,
-            role="img",
-            aria_label=f"Animation of one episode of {run.label}: {facts}.",
-        ),
-        el("label", el("span", "Pause", class_="when-playing"), el("span", "Play", class_="when-paused"), for_=name),
-        class_="film",
-    )
 
 
 def _settings(runs: Sequence[Entry]) -> Html:

@@ -22,6 +22,8 @@ COLOURS = 8  # classes run-0 to run-7 in page.css
 POINTS = 400  # more than a line on a screen can show
 STRIP_TICKS = 5
 SIZE = 1000  # of the drawing, in its own units
+BARS = 40  # of a histogram
+PANELS = 3  # rows of small multiples, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +132,65 @@ def strip(interval: Interval, scores: Float[np.ndarray, " n"], scale: Scale, sty
 def strip_axis(scale: Scale) -> Html:
     """The labels below a column of strips."""
     return _ticks("x", scale, STRIP_TICKS)
+
+
+def trace(label: str, index: int, values: Float[np.ndarray, " steps"]) -> Line:
+    """One value for each step, without a band."""
+    nothing = np.full(len(values), np.inf)
+    return Line(label, index, np.arange(len(values), dtype=float), np.asarray(values, float), -nothing, nothing)
+
+
+def histogram(title: str, values: Float[np.ndarray, " n"], unit: str, style: str) -> Html:
+    """How often each value occurred, up to the 99th percentile; the rest is counted in the last bar."""
+    middle, high = (float(q) for q in np.quantile(values, (0.5, 0.99)))
+    x = Scale(0.0, high * 1.05 or 1.0)
+    counts, edges = np.histogram(np.minimum(values, high), bins=BARS, range=(x.low, x.high))
+    places, heights = x.place(edges), counts / max(counts.max(), 1)
+    bars = "".join(
+        f"M{left} {SIZE}V{top}H{right}V{SIZE}Z"
+        for left, right, top in zip(*(_units(p) for p in (places[:-1], places[1:], 1 - heights)), strict=True)
+        if top < SIZE
+    )
+    facts = f"median {number(middle, 3)} {unit}, 99 % within {number(high, 3)} {unit}"
+    about = f"{title}: {facts}, of {len(values)}."
+    svg = el(
+        "svg", el("path", d=bars, class_=f"bar {style}"), viewBox=f"0 0 {SIZE} {SIZE}", preserveAspectRatio="none",
+        role="img", aria_label=about,
+    )  # fmt: skip
+    return el(
+        "figure",
+        el("figcaption", title, el("small", f" {facts}")),
+        el("div", el("div"), el("div", svg, class_="plot"), _ticks("x", x, 4), class_="axes"),
+        el("p", unit, class_="x-label"),
+        class_="chart",
+    )
+
+
+def multiples(title: str, names: Sequence[str], chunks: Float[np.ndarray, "moments draws rows n"], style: str) -> Html:
+    """Lines at several moments: a row of panels for each of the first three columns, a line for each draw.
+
+    Args:
+        names: of the moments.
+    """
+    shown, colour = min(chunks.shape[3], PANELS), style.partition(" ")[0]  # dashes would hide a bundle of lines
+    y = Scale(-1.5, 1.5)
+    across = np.linspace(0, 1, chunks.shape[2])
+
+    def panel(lines: Float[np.ndarray, "draws rows"], about: str) -> Html:
+        paths = ("M" + "L".join(_points(across, y.place(line))) for line in lines)
+        drawing = join(_rule(y.at(0.0)), *(el("path", d=path, class_=f"stroke {colour}") for path in paths))
+        return el("svg", drawing, viewBox=f"0 0 {SIZE} {SIZE}", preserveAspectRatio="none", role="img",
+                  aria_label=about)  # fmt: skip
+
+    cells = [
+        el("div", panel(chunks[moment, :, :, column], f"{title}: entry {column} of the action, {name}"))
+        for column in range(shown)
+        for moment, name in enumerate(names)
+    ]
+    heads = [el("small", name) for name in names]
+    style_ = f"--across:{len(names)}"
+    return el("figure", el("figcaption", title), el("div", *heads, *cells, class_="panels", style=style_),
+              class_="chart multiples")  # fmt: skip
 
 
 def swatch(style: str) -> Html:

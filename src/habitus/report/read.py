@@ -97,6 +97,15 @@ class RunRecord:
         return set(self.config["seeds"]) == set(self.policies)
 
 
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A run, its place in the report, and the name it goes by there."""
+
+    record: RunRecord
+    index: int
+    label: str
+
+
 def read_run(folder: Path) -> RunRecord:
     """Reads a run folder.
 

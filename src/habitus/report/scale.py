@@ -109,3 +109,8 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def count(many: int, what: str) -> str:
+    """A number of things, in words."""
+    return f"{many} {what}{'s' if many != 1 else ''}"

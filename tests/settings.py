@@ -72,6 +72,8 @@ TINY = {
     "blocks": 1,
     "levels": 10,
 }
+# what a class cannot be as small as the rest in
+TINY_OF = {"RDP": {"predicted": 4, "latency": 1, "units": 16, "tokenizer_learning_rate": 3e-3}}
 # how strongly it is held to the log: weakly here, as the log of those who estimate values is random
 LOOSE = {
     "td3bc": {"alpha": 10.0},
@@ -113,6 +115,7 @@ ROLES = {
     "posterior": "generator",
     "ratio": "model",
     "denoiser": "policy",
+    "tokenizer": "generator",
 }
 
 # values that a numeric hyperparameter of this name must refuse
@@ -200,6 +203,10 @@ BAD = {
     "critic_warmup": (-1,),
     "factor": (0.0,),
     "sampling_steps": (0,),
+    "tokenizer_share": (0.0, 1.0),
+    "tokenizer_learning_rate": (0.0,),
+    "tokenizer_decay": (-0.1,),
+    "latency": (-1, 99),
 } | dict.fromkeys(
     (
         "batch_size", "epochs", "minibatch_size", "value_epochs", "value_batch_size", "inner_steps", "num_envs",
@@ -207,6 +214,7 @@ BAD = {
         "cg_steps", "backtracks", "value_samples", "neighbours", "max_pairs", "bc_batch_size", "capacity",
         "policies", "models", "gate_every", "gate_starts", "gate_horizon", "context", "width", "layers",
         "warmup_updates", "latent_size", "candidates", "observed", "blocks", "levels",
+        "channels", "units", "tokenizer_warmup",
     ),
     (0,),
 )  # fmt: skip
@@ -264,7 +272,7 @@ def reward(kind: str, code, action):
 def small(cls: type[Learner], **changes: Any) -> Learner:
     """A learner, small, with some hyperparameters changed where it has them."""
     known = {f.name for f in dataclasses.fields(cls)}
-    return cls(**{k: v for k, v in (TINY | changes).items() if k in known})
+    return cls(**{k: v for k, v in (TINY | TINY_OF.get(cls.__name__, {}) | changes).items() if k in known})
 
 
 @dataclasses.dataclass(frozen=True)

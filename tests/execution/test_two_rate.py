@@ -11,13 +11,13 @@ from habitus.core.errors import ConfigError
 from habitus.core.protocols import Policy
 from habitus.execution.horizon import RecedingHorizon
 from habitus.execution.planner import Plan, Planner
-from habitus.execution.two_rate import Advised, Follow, TwoRate
+from habitus.execution.two_rate import Advised, Blend, Follow, TwoRate
 
 from .parts import Ramp, walk
 
 
 class Telling(Policy):
-    """Acts by what it sees, and remembers what it earned: (plan's first number, age, known, base, earned)."""
+    """Acts by what it sees, and remembers what it earned: (plan's first number, age, known, base, earned, new)."""
 
     def init(self):
         return jnp.zeros(())
@@ -26,7 +26,7 @@ class Telling(Policy):
         return carry + reward
 
     def __call__(self, obs, carry, key):
-        return jnp.stack([obs.chunk[0, 0], obs.age * 1.0, obs.known * 1.0, obs.base[0], carry]), carry
+        return jnp.stack([obs.chunk[0, 0], obs.age * 1.0, obs.known * 1.0, obs.base[0], carry, obs.new * 1.0]), carry
 
 
 def shown(steps=11, **settings):
@@ -52,6 +52,13 @@ def test_a_plan_arrives_after_its_latency_and_its_age_is_told(period, latency, a
     assert [int(c.plans) for c in carries] == [int(c.calls) for c in carries] == [1 + t // period for t in range(11)]
 
 
+def test_a_fast_policy_is_told_when_a_plan_arrives():
+    actions, _ = walk(TwoRate(Ramp(), Telling(), period=4, latency=2), 11)
+    assert actions[:, 5].tolist() == [1, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1]
+    actions, _ = walk(TwoRate(Ramp(), Telling(), period=4, latency=2, wait=False), 7)
+    assert actions[:, 5].tolist() == [0, 0, 1, 0, 0, 0, 1]
+
+
 def test_without_waiting_the_first_steps_have_no_plan():
     (seen, age, known, _), carries = shown(5, period=4, latency=2, wait=False)
     assert known == [0, 0, 1, 1, 1] and age == [0, 0, 2, 3, 4] and seen == [0] * 5
@@ -66,6 +73,22 @@ def test_the_first_executed_row_of_a_new_plan_is_the_one_of_now():
     assert actions[:, 2].tolist() == [0, 0, 0, 0, 0, 0, 7, 7, 7, 7, 15]  # windows (0, 0), (3, 4), (7, 8)
 
 
+def test_a_blend_weighs_the_newest_plan_most_and_forgets_those_that_are_over():
+    policy = TwoRate(Ramp(4), Blend((4, 3), keep=3, decay=1.0), period=1)
+    actions, _ = walk(policy, 6)
+    weight = np.exp(-np.arange(3))
+    for t in range(6):
+        age = np.arange(min(t + 1, 3))
+        w = weight[: len(age)] / weight[: len(age)].sum()
+        np.testing.assert_allclose(actions[t, :2], [w @ (t - age), w @ age], rtol=1e-5)
+    late, _ = walk(TwoRate(Ramp(4), Blend((4, 3), keep=3, offset=1, decay=0.0), period=2), 6)
+    np.testing.assert_allclose(late[4:, 1], [(1 + 3) / 2, 2.0])  # the plan of step 2 has no row 4
+    np.testing.assert_allclose(late[4:, 0], [(4 + 2) / 2, 4.0])
+    for bad in (dict(keep=0), dict(keep=1, offset=-1), dict(keep=1, decay=-1.0)):
+        with pytest.raises(ConfigError, match=list(bad)[-1]):
+            Blend((4, 3), **bad)
+
+
 class Refine(Planner):
     """A fast planner over what the slow one said: rows (when that was asked for, its age, the row)."""
 
@@ -77,7 +100,7 @@ class Refine(Planner):
 
     def blank(self):
         no = jnp.zeros((), bool)
-        return Advised(jnp.zeros(2), jnp.zeros((8, 3)), jnp.zeros(2), jnp.zeros((), jnp.int32), no)
+        return Advised(jnp.zeros(2), jnp.zeros((8, 3)), jnp.zeros(2), jnp.zeros((), jnp.int32), no, no)
 
     def __call__(self, window, key, start=None):
         rows = jnp.arange(2.0)

@@ -11,6 +11,7 @@ from habitus.envs.worlds.combination_lock import ARMS, CombinationLock
 from habitus.envs.worlds.lane_scene import LANES, LENGTH, LIMITS, LaneScene, scene_of
 from habitus.envs.worlds.planar_goals import PlanarGoals
 from habitus.envs.worlds.planar_pick import OBSTACLE, TARGETS, PlanarPick
+from habitus.envs.worlds.planar_wipe import DRAG, FORCE, SPEED
 from habitus.envs.worlds.pointmaze import PointMaze
 
 
@@ -288,3 +289,35 @@ class LaneDriver(Policy):
         room = jnp.maximum(ahead[first] - LENGTH, 0.1)
         asked = 2.5 + jnp.maximum(1.2 * speed + speed * (speed - cars[first, 2]) / (2 * 6**0.5), 0.0)
         return 2.0 * (1 - (speed / wanted) ** 4 - jnp.where(jnp.isfinite(room), asked / room, 0.0) ** 2)
+
+
+class Wipe(Policy):
+    """Wipes in `PlanarWipe(told=True)`: comes down fast or slowly, then an impedance law with the board's slope.
+
+    `dz = gain (f - f*) + slope dx / (1 + 0.3 f)`. How fast it comes down is drawn at the first step of an episode and
+    kept in the carry; observations do not show it. It sees what learners do not: the slope under the tool.
+    """
+
+    force: float = 0.6
+    """f*, what it presses with"""
+    gain: float = 0.02
+    """way per force"""
+    along: float = 0.7
+    """action along the board"""
+    down: tuple[float, float] = (1.0, 0.4)
+    """actions of coming down, fast and slow"""
+
+    def init(self) -> Int[Array, "2"]:
+        """No way of coming down chosen, not there yet."""
+        return jnp.array([-1, 0], jnp.int32)
+
+    def __call__(
+        self, obs: Float[Array, "20"], carry: Int[Array, "2"], key: PRNGKeyArray
+    ) -> tuple[Float[Array, "2"], Int[Array, "2"]]:
+        force, slope = obs[FORCE], obs[FORCE + 1]
+        way = jnp.where(carry[0] < 0, jax.random.randint(key, (), 0, 2), carry[0])
+        there = jnp.maximum(carry[1], (force > 0).astype(jnp.int32))
+        z = self.gain * (force - self.force) / SPEED + slope * self.along / (1 + DRAG * force)
+        wiping = jnp.stack([jnp.full((), self.along), z])
+        coming = jnp.stack([jnp.zeros(()), -jnp.asarray(self.down)[way]])
+        return jnp.clip(jnp.where(there > 0, wiping, coming), -1.0, 1.0), jnp.stack([way, there])

@@ -1,4 +1,4 @@
-"""More parts beside the observations of a log: labels, goals, instructions."""
+"""More parts beside the observations of a log: labels, goals, instructions; or only the first of their numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from habitus.core.errors import ConfigError
+from habitus.core.errors import ConfigError, SpaceMismatch
 from habitus.data.dataset import Dataset
 
 OBSERVATION = "observation"
@@ -53,3 +53,19 @@ def widened(space: spaces.Space, parts: Mapping[str, spaces.Space]) -> spaces.Di
     if taken:
         raise ConfigError(f"the observations have a part {taken[0]!r} already; give the new one another name.")
     return spaces.Dict(old | dict(parts))
+
+
+def narrowed(log: Dataset, size: int) -> Dataset:
+    """The log with only the first `size` numbers of each observation [numbers], such as those that a learner may see.
+
+    Raises:
+        SpaceMismatch: if observations are not vectors of so many numbers or more.
+    """
+    space = log.observation_space
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1 or not 1 <= size <= space.shape[0]:
+        raise SpaceMismatch(
+            f"only vectors of {size} numbers or more have a first {size}, but observations are {space}."
+        )
+    obs, next_obs = (np.asarray(column)[:, :size] for column in (log.obs, log.next_obs))
+    kept = spaces.Box(space.low[:size], space.high[:size], dtype=space.dtype.type)  # type: ignore[union-attr]
+    return dataclasses.replace(log, obs=obs, next_obs=next_obs, observation_space=kept)

@@ -26,6 +26,7 @@ from habitus.envs.worlds.mountaincar_continuous import MountainCarContinuous
 from habitus.envs.worlds.pendulum import Pendulum
 from habitus.envs.worlds.planar_goals import PlanarGoals
 from habitus.envs.worlds.planar_pick import HALF, OBSTACLE, RADIUS, PlanarPick
+from habitus.envs.worlds.planar_wipe import CELLS, EDGE, PlanarWipe, drift_of
 from habitus.envs.worlds.pointmaze import PointMaze
 from habitus.envs.wrappers import Wrapper
 
@@ -156,6 +157,24 @@ def _lane_scene(env: LaneScene, state: np.ndarray, canvas: np.ndarray) -> None:
     car(BODY, *(float(x) for x in state[:3]))
 
 
+def _planar_wipe(env: PlanarWipe, state: np.ndarray, canvas: np.ndarray) -> None:
+    """The board with its wiped cells, and the tool; z points up."""
+    x, z, _, amplitude, number, phase, offset, start = state[:8]
+    wiped, time = state[9:-1], state[-1]
+    scale = WIDTH
+
+    def place(x: float, z: float) -> Point:
+        return scale * (0.5 + x), HEIGHT / 2 - scale * z
+
+    lift = offset + float(drift_of(env.drift, time, start))
+    for cell in range(CELLS):
+        at = [2 * EDGE * (cell + share) / CELLS - EDGE for share in (0, 1)]
+        ends = [place(v, amplitude * np.sin(number * v + phase) + lift) for v in at]
+        _line(canvas, ends[0], ends[1], 2.0, GOAL_COLOUR if wiped[cell] else INK)
+    tip = place(x, z)
+    _line(canvas, (tip[0], tip[1] - 4), (tip[0], tip[1] - 24), 4.0, BODY)
+
+
 def _four_rooms(env: FourRooms, state: np.ndarray, canvas: np.ndarray) -> None:
     scale = _cells(canvas, WALLS)
     for (row, column), colour in ((GOAL, GOAL_COLOUR), (divmod(int(state[0]), SIZE), BODY)):
@@ -277,6 +296,7 @@ DRAWINGS: dict[type[Env], Callable[[Any, np.ndarray, np.ndarray], None]] = {
     PlanarPick: _planar_pick,
     PlanarGoals: _planar_goals,
     LaneScene: _lane_scene,
+    PlanarWipe: _planar_wipe,
     FourRooms: _four_rooms,
     BitFlip: _bit_flip,
     FrozenLake: _frozen_lake,

@@ -125,9 +125,7 @@ class ChunkLearner(Learner):
 
     def rate(self, state: ChunkState) -> Float[Array, ""]:
         """The learning rate of the next update."""
-        rising = jnp.minimum(1.0, (state.done + 1) / self.warmup_updates)
-        falling = 0.5 + 0.5 * jnp.cos(jnp.pi * jnp.minimum(state.done / jnp.maximum(state.total, 1), 1.0))
-        return self.learning_rate * rising * jnp.where(state.total > 0, falling, 1.0)
+        return self.learning_rate * warmed_cosine(state.done, state.total, self.warmup_updates)
 
     def denoiser_loss(
         self, denoiser: Any, state: ChunkState, batch: Trajectory, key: PRNGKeyArray
@@ -155,6 +153,14 @@ class ChunkLearner(Learner):
     def policy(self, state: ChunkState) -> Policy:
         cut = self.chunking
         return Normalised(RecedingHorizon(self.planner(state), cut.executed, cut.observed), state.normaliser)
+
+
+def warmed_cosine(done: Int[Array, ""], total: Int[Array, ""], warmup: Any) -> Float[Array, ""]:
+    """Share of a learning rate after `done` updates: it rises over the first `warmup`, and falls as a cosine to 0 at
+    `total`; 0 stands for a run without an end, in which it stays."""
+    rising = jnp.minimum(1.0, (done + 1) / warmup)
+    falling = 0.5 + 0.5 * jnp.cos(jnp.pi * jnp.minimum(done / jnp.maximum(total, 1), 1.0))
+    return rising * jnp.where(total > 0, falling, 1.0)
 
 
 class OneLevel(eqx.Module):

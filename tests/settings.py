@@ -71,6 +71,12 @@ TINY = {
     "executed": 1,
     "blocks": 1,
     "levels": 10,
+    "valued": 1,
+    "refined": 1,
+    "period": 2,
+    "refiner_width": 16,
+    "refiner_blocks": 1,
+    "query_size": 8,
 }
 # what a class cannot be as small as the rest in
 TINY_OF = {"RDP": {"predicted": 4, "latency": 1, "units": 16, "tokenizer_learning_rate": 3e-3}}
@@ -84,6 +90,7 @@ LOOSE = {
     "hnpg": {"value_learning_rate": 3e-3},
     "trpo-stepwise": {"value_learning_rate": 3e-3},
     "reinflow": {"entropy": 0.0, "noise_high": 0.5, "critic_warmup": 0},
+    "hume": {"rewards": "log", "alpha": 0.1, "value_learning_rate": 3e-3},
 }
 # so that the value of a state is the sum of discounted rewards and nothing else
 PLAIN = {"discount": 0.5, "temperature": 1e-6, "tune_temperature": False}
@@ -96,6 +103,7 @@ PLAIN_OF = {
     "trpo-stepwise": {"value_learning_rate": 3e-3, "max_kl": 1e-9},
     "pcg-imitation": {"num_envs": 8},
     "reinflow": {"scale_rewards": False, "value_learning_rate": 3e-3},
+    "hume": {"rewards": "log", "alpha": 0.0, "value_learning_rate": 3e-3, "plan_share": 0.01, "value_share": 0.98},
 }
 
 # what each network that a learner may train is for
@@ -116,6 +124,7 @@ ROLES = {
     "ratio": "model",
     "denoiser": "policy",
     "tokenizer": "generator",
+    "refiner": "policy",
 }
 
 # values that a numeric hyperparameter of this name must refuse
@@ -126,6 +135,14 @@ BAD = {
     "dynamics_learning_rate": (0.0,),
     "value_learning_rate": (0.0,),
     "clone_share": (0.0, 1.0),
+    "plan_share": (0.0, 1.0),
+    "value_share": (0.0, 1.0),
+    "theta1": (0.0, 1.1),
+    "theta2": (0.0, 1.1),
+    "valued": (0, 99),
+    "refined": (0, 99),
+    "period": (0, 99),
+    "refiner_width": (0, 7),
     "improve_share": (0.0, 1.0),
     "diversity": (-0.1,),
     "penalty": (-0.1,),
@@ -215,6 +232,7 @@ BAD = {
         "policies", "models", "gate_every", "gate_starts", "gate_horizon", "context", "width", "layers",
         "warmup_updates", "latent_size", "candidates", "observed", "blocks", "levels",
         "channels", "units", "tokenizer_warmup",
+        "positive", "refining_steps", "query_size", "refiner_blocks",
     ),
     (0,),
 )  # fmt: skip
@@ -472,7 +490,7 @@ def in_windows(rows: Transition, length: int) -> Trajectory:
     time = jnp.arange(128) % 2
     found = jnp.arange(128)[:, None] + jnp.minimum(jnp.arange(length), 1 - time[:, None])
     valid = jnp.arange(length) < 2 - time[:, None]
-    return Trajectory(take(rows, found), valid, time[found], 2.0 - time[found])
+    return Trajectory(take(rows, found), valid, time[found], 2.0 - time[found], 1 - time[found])
 
 
 @eqx.filter_jit

@@ -58,6 +58,7 @@ def test_windows(data, resident):
     expected = data.canonical().windows(4, row)
     assert jax.tree.all(jax.tree.map(np.array_equal, batch, expected))
     assert not batch.valid.all() and batch.valid[:, 0].all()
+    np.testing.assert_array_equal(batch.left, np.minimum(6 - batch.steps.reward % 7, 59 - batch.steps.reward))
 
 
 @pytest.mark.parametrize("resident", [0, 2**30])

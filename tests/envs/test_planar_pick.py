@@ -10,10 +10,19 @@ import pytest
 
 from habitus.core.errors import ConfigError
 from habitus.data.behaviours import PickAndPlace
+from habitus.data.errands import FLAWS, FollowInstruction
 from habitus.envs.noise import NoisyActions
 from habitus.envs.registry import make
 from habitus.envs.render import render
-from habitus.envs.worlds.planar_pick import OBSTACLE, RADIUS, TARGETS, PickState, PlanarPick
+from habitus.envs.worlds.planar_pick import (
+    OBSTACLE,
+    RADIUS,
+    TARGETS,
+    InstructedPick,
+    InstructedState,
+    PickState,
+    PlanarPick,
+)
 from habitus.train.logs import record_log
 
 KEY = jax.random.key(0)
@@ -141,3 +150,76 @@ def test_the_picture_shows_gripper_and_grip():
     opened, closed = (render(world, state_of((0.3, -0.3), flag)) for flag in (False, True))
     centre = (slice(190, 194), slice(190, 194))  # x = 0.8, y = 0.8 of the picture
     assert (opened[centre] > 200).all() and closed[centre][..., 0].max() < 100
+
+
+# --- with an instruction
+
+ASKED = InstructedPick()
+
+
+def instructed(thing, target, **where):
+    return InstructedState(**vars(state_of(**where)), instruction=jnp.asarray([thing, target], jnp.int32))
+
+
+def test_an_observation_shows_the_instruction_and_the_state_behind_it():
+    state, obs = ASKED.reset(KEY)
+    assert obs.shape == (21,) and ASKED.observation_space.contains(np.asarray(obs))
+    np.testing.assert_array_equal(obs[:17], PlanarPick.observe(WORLD, state))
+    keys = jax.random.split(KEY, 40)
+    asked = {tuple(np.asarray(row).tolist()) for row in jax.vmap(ASKED.reset)(keys)[0].instruction}
+    assert asked == {(0, 0), (0, 1), (1, 0), (1, 1)}
+    for some in (state, instructed(1, 0, position=(0.1, 0.3), closed=True, held=1)):
+        again = ASKED.state_of(ASKED.observe(some))
+        assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all() and a.dtype == b.dtype, again, some))
+
+
+def test_it_is_solved_when_the_object_that_was_asked_for_lies_on_its_target():
+    for objects, asked, solved in (
+        ((TARGETS[1], (0.2, -0.15)), (0, 1), True),
+        ((TARGETS[1], (0.2, -0.15)), (0, 0), False),
+        (((-0.2, -0.15), TARGETS[0]), (1, 0), True),
+        (((-0.2, -0.15), TARGETS[0]), (0, 0), False),
+    ):
+        state = instructed(*asked, position=(0.0, -0.4), objects=objects)
+        _, out = ASKED.step(state, jnp.asarray([0.0, 0.0, -1.0]), KEY)
+        assert bool(out.terminated) == bool(out.info["success"]) == solved and float(out.reward) == solved
+    held = instructed(0, 1, position=TARGETS[1], closed=True, held=0, objects=(TARGETS[1], (0.2, -0.15)))
+    assert not ASKED.step(held, jnp.asarray([0.0, 0.0, 1.0]), KEY)[1].terminated
+
+
+@pytest.fixture(scope="module")
+def errands():
+    """One episode of each of 120 copies, all of them flawed, and the flaw of each."""
+    world, policy = make("planar-pick-instructed", limit=60), FollowInstruction(1.0)
+
+    def episode(key):
+        state, obs = world.reset(key)
+
+        def advance(at, key):
+            state, obs, carry, over = at
+            action, carry = policy(obs, carry, key)
+            state, out = world.step(state, action, key)
+            return (state, out.obs, carry, over | out.terminated), (over | out.terminated, out.obs)
+
+        start = state, obs, policy.init(), jnp.array(False)
+        (*_, carry, _), (over, obs) = jax.lax.scan(advance, start, jax.random.split(key, 60))
+        return carry.flaw, over, obs
+
+    return [np.asarray(x) for x in jax.jit(jax.vmap(episode))(jax.random.split(KEY, 120))]
+
+
+def test_flaws_fail_or_dawdle(errands):
+    flaw, over, obs = errands
+    assert sorted(set(flaw.tolist())) == [1, 2, 3]
+    won = {name: over[flaw == i, -1].mean() for i, name in enumerate(FLAWS) if i}
+    assert won["wrong"] == 0 and won["premature"] < 0.5 and won["detour"] > 0.95
+    last = obs[flaw == FLAWS.index("wrong"), -1]
+    thing, target = last[:, 17:19].argmax(1), last[:, 19:].argmax(1)
+    lies = last[:, 5:9].reshape(-1, 2, 2)[np.arange(len(last)), thing]
+    assert np.linalg.norm(lies - np.asarray(TARGETS)[1 - target], axis=1).max() < 0.05
+
+
+def test_without_flaws_it_follows_the_instruction_under_noise():
+    log = record_log(FollowInstruction(), NoisyActions(make("planar-pick-instructed"), jnp.asarray(DART)), 40)
+    first = log.starts % 80 == 0
+    assert np.asarray(log.terminated)[log.ends[first]].all() and 20 < log.lengths[first].mean() < 32

@@ -82,6 +82,24 @@ def test_plans_within_a_horizon_and_actions_of_a_horizon():
     assert np.abs(actions[[0, 2]] - 0.3).max() < 0.2
 
 
+class Varied(Draw):
+    """Candidate i of n shows i / n in every place."""
+
+    share: jax.Array = eqx.field(default_factory=lambda: jnp.zeros(()))
+
+    def candidate(self, i, n):
+        return Varied(share=i / n)
+
+    def __call__(self, window, key, start=None):
+        plan = super().__call__(window, key, start)
+        return eqx.tree_at(lambda p: p.chunk, plan, jnp.full_like(plan.chunk, self.share))
+
+
+def test_candidates_may_differ_by_more_than_chance():
+    for place, best in ((0.0, 0.0), (0.5, 0.5), (1.0, 0.75)):
+        assert (BestPlan(Varied(), Near(place), 4)(WINDOW, KEY).chunk == best).all()
+
+
 def test_none_is_too_few():
     for make in (lambda: BestOfN(Wander(), Near(), 0), lambda: BestPlan(Draw(), Near(), 0)):
         with pytest.raises(ConfigError, match="n must be 1"):

@@ -11,8 +11,10 @@ import scipy.stats
 from habitus.core.errors import ConfigError
 from habitus.generative.flow import (
     data_of,
+    euler_calls,
     flow_loss,
     flow_sample,
+    flow_walk,
     interpolate,
     logit_normal_time,
     noise_of,
@@ -169,3 +171,22 @@ def test_what_makes_no_sense_is_refused():
         draw_step(KEY, 0)
     with pytest.raises(ConfigError, match="leading axes"):
         interpolate(x, x, jnp.zeros(3))
+
+
+def test_a_walk_over_the_whole_way_is_a_draw_and_a_part_of_it_stops_where_it_says():
+    noise = jax.random.normal(KEY, (3, 2))
+    whole = flow_sample(exact, noise, 5)
+    np.testing.assert_allclose(flow_walk(exact, noise, 0.0, 0.2, 5), whole, atol=1e-6)
+    np.testing.assert_allclose(flow_walk(exact, noise, 0.0, 0.2, jnp.asarray(5), most=8), whole, atol=1e-6)
+    half = flow_walk(exact, noise, 0.0, 0.2, jnp.asarray(2), most=5)
+    np.testing.assert_allclose(flow_walk(exact, half, 0.4, 0.2, 3), whole, atol=1e-6)
+    ones = lambda x, t, *more: jnp.ones_like(x)  # noqa: E731
+    np.testing.assert_allclose(flow_walk(ones, noise, 0.0, 0.2, 5, gain=0.5), noise + 0.5, atol=1e-6)
+
+
+def test_steps_of_a_part_of_the_way():
+    assert [euler_calls(left, kept, 4) for left, kept in ((1.0, 0.0), (0.6, 0.0), (1.0, 0.5))] == [4, 2, 2]
+    with pytest.raises(ConfigError, match="not one of 4 steps fits"):
+        euler_calls(0.1, 0.0, 4)
+    with pytest.raises(ConfigError, match="1 step or more"):
+        euler_calls(1.0, 0.0, 0)

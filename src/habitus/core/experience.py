@@ -95,12 +95,14 @@ class Trajectory(eqx.Module):
         time: the place of each row within its episode, from 0.
         to_go: undiscounted sum of the rewards from each row to the end of its episode (to the end of
             the record, where that was cut).
+        left: transitions of its episode after each row, where the log is known to its end.
     """
 
     steps: Transition
     valid: Bool[Array, "*batch time"]
     time: Int[Array, "*batch time"]
     to_go: Float[Array, "*batch time"]
+    left: Int[Array, "*batch time"] | None = None
 
     @classmethod
     def of_rollout(cls, rollout: Transition) -> Trajectory:

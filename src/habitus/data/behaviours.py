@@ -190,13 +190,20 @@ class PickAndPlace(Policy):
         aim = jnp.where(holding, position + goal - thing, thing)
         arrived = jnp.linalg.norm(goal - thing) < 0.02
         close = jnp.where(holding, ~arrived, (jnp.linalg.norm(thing - position) < 0.03) & ~closed)
-        centre = jnp.asarray(OBSTACLE)
-        beside = centre + jnp.stack([self.detour * (2 * side - 1), 0.0])
-        below, aim_below = position[1] < centre[1], aim[1] < centre[1]
-        across = (below != aim_below) & (jnp.abs(position[1] - centre[1]) > 0.03)
-        move = (jnp.where(across, beside, aim) - position) / self.speed
-        move = move / jnp.maximum(1.0, jnp.abs(move).max())
+        move = around(position, aim, side, self.detour, self.speed)
         return jnp.concatenate([move, jnp.where(close, 1.0, -1.0)[None]])
+
+
+def around(
+    position: Float[Array, "2"], aim: Float[Array, "2"], side: Int[Array, ""], detour: float, speed: float
+) -> Float[Array, "2"]:
+    """The move towards a place in `PlanarPick`, past the disc on its left (0) or right (1) where that is between."""
+    centre = jnp.asarray(OBSTACLE)
+    beside = centre + jnp.stack([detour * (2 * side - 1), 0.0])
+    below, aim_below = position[1] < centre[1], aim[1] < centre[1]
+    across = (below != aim_below) & (jnp.abs(position[1] - centre[1]) > 0.03)
+    move = (jnp.where(across, beside, aim) - position) / speed
+    return move / jnp.maximum(1.0, jnp.abs(move).max())
 
 
 class PlanarPlay(Policy):

@@ -226,6 +226,7 @@ class Dataset:
             valid=jnp.asarray((wanted >= first) & (wanted <= last)),
             time=jnp.asarray(found - first, jnp.int32),
             to_go=jnp.asarray(self.to_go[found]),
+            left=jnp.asarray(last - found, jnp.int32),
         )
 
     # --- as learners see it

@@ -132,7 +132,7 @@ class DatasetSource(Source):
         first, last = (rows - self.bounds.time[rows])[:, None], self.bounds.last[rows][:, None]
         found = jnp.clip(wanted, first, last)
         time, to_go = take((self.bounds.time, self.bounds.to_go), found)
-        return Trajectory(take(self.columns, found), (wanted >= first) & (wanted <= last), time, to_go)
+        return Trajectory(take(self.columns, found), (wanted >= first) & (wanted <= last), time, to_go, last - found)
 
     def rewarded(self, reward: Any) -> DatasetSource:
         """The same log with other rewards [rows], for which programs need not be compiled again."""

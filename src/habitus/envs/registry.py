@@ -29,7 +29,7 @@ from habitus.envs.worlds.lane_scene import LaneScene
 from habitus.envs.worlds.mountaincar_continuous import MountainCarContinuous
 from habitus.envs.worlds.pendulum import Pendulum
 from habitus.envs.worlds.planar_goals import PlanarGoals
-from habitus.envs.worlds.planar_pick import PlanarPick
+from habitus.envs.worlds.planar_pick import InstructedPick, PlanarPick
 from habitus.envs.worlds.planar_wipe import PlanarWipe
 from habitus.envs.worlds.pointmaze import PointMaze
 from habitus.envs.wrappers import Canonical, Levels, TimeLimit
@@ -46,6 +46,7 @@ BUILT_IN: dict[str, tuple[type[Env], int | str]] = {
     "planar-goals": (PlanarGoals, "limit"),
     "lane-scene": (LaneScene, "limit"),
     "planar-wipe": (PlanarWipe, "limit"),
+    "planar-pick-instructed": (InstructedPick, "limit"),
     "four-rooms": (FourRooms, "limit"),
     "bit-flip": (BitFlip, "bits"),
     "frozen-lake": (FrozenLake, 100),

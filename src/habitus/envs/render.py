@@ -25,7 +25,7 @@ from habitus.envs.worlds.lane_scene import LANES, LENGTH, LaneScene, placed
 from habitus.envs.worlds.mountaincar_continuous import MountainCarContinuous
 from habitus.envs.worlds.pendulum import Pendulum
 from habitus.envs.worlds.planar_goals import PlanarGoals
-from habitus.envs.worlds.planar_pick import HALF, OBSTACLE, RADIUS, PlanarPick
+from habitus.envs.worlds.planar_pick import HALF, OBSTACLE, RADIUS, InstructedPick, PlanarPick
 from habitus.envs.worlds.planar_wipe import CELLS, EDGE, PlanarWipe, drift_of
 from habitus.envs.worlds.pointmaze import PointMaze
 from habitus.envs.wrappers import Wrapper
@@ -118,6 +118,10 @@ def _planar_pick(env: PlanarPick, state: np.ndarray, canvas: np.ndarray) -> None
     disc(state[:2], 0.028, BODY)
     if not state[2]:
         disc(state[:2], 0.014, PAPER)
+    if isinstance(env, InstructedPick):  # a dot in the object and in the target that it is to go to
+        thing, target = state[12:14].astype(int)
+        for place in (state[4 + 2 * thing :][:2], state[8 + 2 * target :][:2]):
+            disc(place, 0.01, GOAL_COLOUR)
 
 
 def _planar_goals(env: PlanarGoals, state: np.ndarray, canvas: np.ndarray) -> None:
@@ -297,6 +301,7 @@ DRAWINGS: dict[type[Env], Callable[[Any, np.ndarray, np.ndarray], None]] = {
     PlanarGoals: _planar_goals,
     LaneScene: _lane_scene,
     PlanarWipe: _planar_wipe,
+    InstructedPick: _planar_pick,
     FourRooms: _four_rooms,
     BitFlip: _bit_flip,
     FrozenLake: _frozen_lake,

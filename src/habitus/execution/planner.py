@@ -62,6 +62,11 @@ class Planner(eqx.Module):
     def blank(self) -> Obs:
         """One observation of zeros: its structure, shapes and types."""
 
+    def candidate(self, i: Int[Array, ""], n: int) -> Planner:
+        """What draws candidate `i` of `n`, for planners whose candidates differ by more than chance."""
+        del i, n
+        return self
+
     @abc.abstractmethod
     def __call__(self, window: Obs, key: PRNGKeyArray, start: Start | None = None) -> Plan:
         """A chunk for the last observations [observe, ...], the newest one last.
@@ -110,8 +115,9 @@ class Sampled(Planner):
 class BestPlan(Planner):
     """Draws `n` plans and keeps the one that a scorer likes best; of equals, the first.
 
-    Candidate i has the key `fold_in(key, i)`, so those of a smaller n are among those of a larger one. A candidate
-    whose score is not a number is never preferred to one whose score is. Network calls of all of them are counted.
+    Candidate i has the key `fold_in(key, i)`, so those of a smaller n are among those of a larger one (unless the
+    planner's `candidate` depends on n). A candidate whose score is not a number is never preferred to one whose score
+    is. Network calls of all of them are counted.
 
     J. Song et al., "Hume: Introducing System-2 Thinking in Visual-Language-Action Model", 2025 (best of N by value).
 
@@ -139,7 +145,10 @@ class BestPlan(Planner):
         return self.planner.blank()
 
     def __call__(self, window: Obs, key: PRNGKeyArray, start: Start | None = None) -> Plan:
-        drawn = jax.vmap(lambda k: self.planner(window, k, start))(candidate_keys(key, self.n))
+        def draw(i: Int[Array, ""], key: PRNGKeyArray) -> Plan:
+            return self.planner.candidate(i, self.n)(window, key, start)
+
+        drawn = jax.vmap(draw)(jnp.arange(self.n), candidate_keys(key, self.n))
         best = best_of(jax.vmap(lambda chunk: self.scorer(window, chunk))(drawn.chunk))
         return Plan(drawn.chunk[best], drawn.calls.sum().astype(jnp.int32))
 

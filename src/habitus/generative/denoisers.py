@@ -195,10 +195,10 @@ def _halved(x: Float[Array, "time channels"]) -> Float[Array, "short channels"]:
     return x[: 2 * n].reshape(n, 2, -1).max(1)
 
 
-def check_residual(width: int, blocks: int) -> None:
-    """Raises `ConfigError` unless a residual MLP can have these sizes."""
-    require(width >= 8 and width % 8 == 0, f"width must be a multiple of 8, but is {width}.")
-    require(blocks >= 1, f"blocks must be 1 or more, but is {blocks}.")
+def check_residual(width: int, blocks: int, prefix: str = "") -> None:
+    """Raises `ConfigError` unless a residual MLP can have these sizes; `prefix` of their names as they were given."""
+    require(width >= 8 and width % 8 == 0, f"{prefix}width must be a multiple of 8, but is {width}.")
+    require(blocks >= 1, f"{prefix}blocks must be 1 or more, but is {blocks}.")
 
 
 class ResidualMLP(eqx.Module):

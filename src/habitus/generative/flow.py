@@ -15,7 +15,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from habitus.core.domains import require
 from habitus.generative.ddpm import along
@@ -62,6 +63,47 @@ def flow_sample(
         return x + velocity(x, t, *condition) / steps, None
 
     return jax.lax.scan(step, noise, jnp.arange(steps, dtype=noise.dtype) / steps)[0]
+
+
+def flow_walk(
+    velocity: Velocity,
+    x: Float[Array, "*shape"],
+    start: Time,
+    size: Time,
+    calls: Int[Array, ""] | int,
+    *condition: Any,
+    gain: Time = 1.0,
+    most: int | None = None,
+) -> Float[Array, "*shape"]:
+    """A part of the way: `calls` steps of Euler's method of `size` from time `start` on, `x + gain size v(x, t)`.
+
+    Args:
+        gain: factor of every step in x, not of those in time.
+        most: bound of `calls` where that is traced; the network is called so often, the rest for nothing.
+    """
+    rows = calls if most is None else most
+
+    def step(x: Array, i: Array) -> tuple[Array, None]:
+        moved = x + gain * size * velocity(x, start + i * size, *condition)
+        return jnp.where(i < calls, moved, x), None
+
+    return jax.lax.scan(step, x, jnp.arange(rows))[0]
+
+
+def euler_calls(left: float, kept: float, steps: int) -> int:
+    """Steps of `1 / steps` on a way of length 1, with `left` of it to go, while half a step more than `kept` remains.
+
+    In single precision, as in Hume (H. Song et al., 2025, authors' code): 0.96 of ten steps is ten calls, 0.94 nine.
+
+    Raises:
+        ConfigError: if there is no step to take.
+    """
+    require(steps >= 1, f"a flow needs 1 step or more, but has {steps}.")
+    size, at, calls = np.float32(-1 / steps), np.float32(left), 0
+    while at >= np.float32(kept) - size / 2:
+        at, calls = at + size, calls + 1
+    require(calls >= 1, f"with {left} of the way to go and {kept} to be left, not one of {steps} steps fits.")
+    return calls
 
 
 def opposite(velocity: Velocity) -> Velocity:

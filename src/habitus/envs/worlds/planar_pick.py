@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -78,11 +80,15 @@ class PlanarPick(Env):
         return (2,)
 
     def reset(self, key: PRNGKeyArray) -> tuple[PickState, Float[Array, "17"]]:
+        state = self.arranged(key)
+        return state, self.observe(state)
+
+    def arranged(self, key: PRNGKeyArray) -> PickState:
+        """Gripper and objects at random near where they begin."""
         own, theirs = jax.random.split(key)
         position = jnp.asarray(START) + jax.random.uniform(own, (2,), minval=-0.08, maxval=0.08)
         objects = jnp.asarray(OBJECTS) + jax.random.uniform(theirs, (2, 2), minval=-0.12, maxval=0.12)
-        state = PickState(position, jnp.array(False), jnp.full((), -1, jnp.int32), objects, jnp.asarray(TARGETS))
-        return state, self.observe(state)
+        return PickState(position, jnp.array(False), jnp.full((), -1, jnp.int32), objects, jnp.asarray(TARGETS))
 
     def observe(self, state: PickState) -> Float[Array, "17"]:
         """What a state looks like."""
@@ -103,7 +109,7 @@ class PlanarPick(Env):
         grasped = jnp.where(distance[nearest] <= self.reach, nearest, -1)
         held = jnp.where(closed, jnp.where(state.closed, state.held, grasped), -1)
 
-        state = PickState(position, closed, held, objects, state.targets)
+        state = dataclasses.replace(state, position=position, closed=closed, held=held, objects=objects)
         done = self.solved(state)
         return state, Step(self.observe(state), done.astype(jnp.float32), done, jnp.array(False), {"success": done})
 
@@ -111,6 +117,55 @@ class PlanarPick(Env):
         """Whether the objects lie on different targets, and none is held."""
         there = jnp.linalg.norm(state.objects[:, None] - state.targets, axis=-1) <= self.reach
         return ((there[0, 0] & there[1, 1]) | (there[0, 1] & there[1, 0])) & (state.held < 0)
+
+
+class InstructedState(PickState):
+    """Where everything is, and which object is to go to which target.
+
+    Attributes:
+        instruction: index of the object, and of the target.
+    """
+
+    instruction: Int[Array, "2"]
+
+
+class InstructedPick(PlanarPick):
+    """`PlanarPick` with one thing to do, which an episode begins with: an object, to be put on a target.
+
+    The episode ends with reward 1, and `info["success"]`, once that object lies within `reach` of that target and is
+    not held; what becomes of the other does not matter. The observation has four numbers more: one-hot codes of the
+    object (2) and of the target (2).
+    """
+
+    limit: int = eqx.field(static=True, default=80)
+
+    @property
+    def observation_space(self) -> spaces.Box:
+        bound = np.array([HALF] * 2 + [1.0] * 19, np.float32)
+        return spaces.Box(-bound, bound)
+
+    def reset(self, key: PRNGKeyArray) -> tuple[InstructedState, Float[Array, "21"]]:
+        place_key, own_key = jax.random.split(key)
+        state = InstructedState(**vars(self.arranged(place_key)), instruction=jax.random.randint(own_key, (2,), 0, 2))
+        return state, self.observe(state)
+
+    def observe(self, state: PickState) -> Float[Array, "21"]:
+        assert isinstance(state, InstructedState)
+        return jnp.concatenate([super().observe(state), jax.nn.one_hot(state.instruction, 2).ravel()])
+
+    def state_of(self, obs: Float[Array, "21"]) -> InstructedState:
+        """The state that looks like this: an observation shows all there is."""
+        held = jnp.where(obs[3:5].any(), jnp.argmax(obs[3:5]), -1).astype(jnp.int32)
+        instruction = jnp.argmax(obs[17:].reshape(2, 2), 1).astype(jnp.int32)
+        return InstructedState(
+            obs[:2], obs[2] > 0.5, held, obs[5:9].reshape(2, 2), jnp.asarray(TARGETS), instruction=instruction
+        )
+
+    def solved(self, state: PickState) -> Bool[Array, ""]:
+        """Whether the object of the instruction lies on its target, and is not held."""
+        assert isinstance(state, InstructedState)
+        thing, target = state.instruction
+        return (jnp.linalg.norm(state.objects[thing] - state.targets[target]) <= self.reach) & (state.held != thing)
 
 
 def _outside(position: Float[Array, "2"]) -> Float[Array, "2"]:

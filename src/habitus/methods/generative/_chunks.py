@@ -125,7 +125,11 @@ class ChunkLearner(Learner):
 
     def rate(self, state: ChunkState) -> Float[Array, ""]:
         """The learning rate of the next update."""
-        return self.learning_rate * warmed_cosine(state.done, state.total, self.warmup_updates)
+        return self.rate_after(state.done, state.total)
+
+    def rate_after(self, done: Int[Array, ""], total: Int[Array, ""]) -> Float[Array, ""]:
+        """The learning rate after `done` updates of `total`; that of an endless run (0) does not fall."""
+        return self.learning_rate * warmed_cosine(done, total, self.warmup_updates)
 
     def denoiser_loss(
         self, denoiser: Any, state: ChunkState, batch: Trajectory, key: PRNGKeyArray

@@ -63,12 +63,20 @@ class CQL(SAC):
         return loss + self.alpha * gap.mean(0).sum(), metrics | {"gap": gap.mean()}
 
     def conservative_gap(
-        self, critic: Ensemble, state: SACState, obs: Array, next_obs: Array, action: Array, key: PRNGKeyArray
+        self,
+        critic: Ensemble,
+        state: SACState,
+        obs: Array,
+        next_obs: Array,
+        action: Array,
+        key: PRNGKeyArray,
+        floor: Float[Array, ""] | None = None,
     ) -> Float[Array, "members"]:
         """`log integral exp Q(s, a) da - Q(s, a_logged)`, a critic.
 
         The integral is estimated by importance sampling from the uniform distribution, the policy at
-        `s`, and the policy at `s'` (appendix F).
+        `s`, and the policy at `s'` (appendix F). Values of the policy's actions are lifted to `floor`, if there is
+        one: what lies below the return of the log need not be lowered (Nakamoto et al., "Cal-QL", NeurIPS 2023).
         """
         uniform_key, here_key, there_key = jax.random.split(key, 3)
         uniform = jax.random.uniform(uniform_key, (self.samples, action.shape[0]), minval=-1.0, maxval=1.0)
@@ -77,6 +85,8 @@ class CQL(SAC):
             proposals.append(jax.vmap(state.actor(at).sample_and_log_prob)(jax.random.split(own, self.samples)))
         actions, log_probs = (jax.lax.stop_gradient(jnp.concatenate(parts)) for parts in zip(*proposals, strict=True))
         values = jax.vmap(lambda a: critic(obs, a))(actions)
+        if floor is not None:
+            values = jnp.concatenate([values[: self.samples], jnp.maximum(values[self.samples :], floor)])
         integral = logsumexp(values - log_probs[:, None], axis=0) - jnp.log(len(log_probs))
         return integral - critic(obs, action)
 

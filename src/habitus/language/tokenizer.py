@@ -190,7 +190,8 @@ def byte_pairs(words: Sequence[str], merges: Sequence[str], kinds: Sequence[int]
     from tokenizers import decoders, models, pre_tokenizers, processors
 
     whole = cut == "llama-bpe"  # a word that is a token is not taken apart
-    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+    parts = (merge.partition(" ") for merge in merges)
+    pairs = [(left, right) for left, _, right in parts]
     vocab = {word: i for i, word in enumerate(words)}
     core = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=pairs, ignore_merges=whole))
     rule = CUTS[cut]

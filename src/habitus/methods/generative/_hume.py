@@ -80,18 +80,16 @@ def logged(batch: Trajectory, now: int, valued: int, discount: float | Array) ->
 
 
 def _power(base: float | Array, exponent: Int[Array, "*n"]) -> Float[Array, "*n"]:
-    """`base^exponent` for exponents from 0 to 65535, by products.
+    """`base^exponent` for exponents from 0 on, by products; 4095 stands for all beyond it.
 
     The power of XLA is rounded one way in vectors and another outside of them, so that bits would depend on how many
     seeds run together.
     """
-
-    def one(bit: Int[Array, ""], at: tuple[Array, Array]) -> tuple[Array, Array]:
-        found, square = at
-        return jnp.where((exponent >> bit) & 1 == 1, found * square, found), square * square
-
-    # a loop: unrolled, what is fused doubles with every square
-    return jax.lax.fori_loop(0, 16, one, (jnp.ones(exponent.shape), jnp.asarray(base, jnp.float32)))[0]
+    low = jnp.cumprod(jnp.full(64, base, jnp.float32))
+    high = jnp.cumprod(jnp.full(64, low[-1]))
+    low, high = (jnp.concatenate([jnp.ones(1), x[:-1]]) for x in (low, high))
+    exponent = jnp.minimum(exponent, 4095)
+    return low[exponent % 64] * high[exponent // 64]
 
 
 def _macro(rows: Transition, reward: Array, after: Array, counts: Array, floor: Array) -> Macro:

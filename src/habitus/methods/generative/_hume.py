@@ -58,12 +58,12 @@ def progress(batch: Trajectory, now: int, valued: int, discount: float | Array, 
     if batch.left is None:
         raise ConfigError("progress is how far an episode is from its end, which these windows do not say.")
     rows = take(batch.steps, (slice(None), slice(now, now + valued)))
-    powers = _power(discount, jnp.arange(valued + 1))
+    powers = discount ** jnp.arange(valued + 1)
     won = batch.to_go[:, now] > 0
     until = jnp.maximum(batch.left[:, now] + 1 - positive, 0)  # steps before the last phase
     costly = jnp.arange(valued) < jnp.where(won, until, valued)[:, None]
     reward, counts = -(powers[:-1] * costly).sum(1), jnp.where(costly.all(1), powers[-1], 0.0)
-    floor = -(1 - jnp.where(won, _power(discount, until), 0.0)) / (1 - discount)
+    floor = -(1 - jnp.where(won, discount**until, 0.0)) / (1 - discount)
     return _macro(rows, reward, batch.steps.obs[:, now + valued], counts, floor)
 
 
@@ -73,23 +73,10 @@ def logged(batch: Trajectory, now: int, valued: int, discount: float | Array) ->
     `r = sum_i gamma^i r_i` within the episode, which goes on from its last successor unless it terminated. No floor.
     """
     rows, valid = take((batch.steps, batch.valid), (slice(None), slice(now, now + valued)))
-    powers = _power(discount, jnp.arange(valued + 1))
+    powers = discount ** jnp.arange(valued + 1)
     reward = (powers[:-1] * rows.reward * valid).sum(1)
     counts = jnp.where((rows.terminated & valid).any(1), 0.0, powers[valid.sum(1)])
     return _macro(rows, reward, rows.next_obs[:, -1], counts, jnp.full(len(valid), -jnp.inf))
-
-
-def _power(base: float | Array, exponent: Int[Array, "*n"]) -> Float[Array, "*n"]:
-    """`base^exponent` for exponents from 0 on, by products; 4095 stands for all beyond it.
-
-    The power of XLA is rounded one way in vectors and another outside of them, so that bits would depend on how many
-    seeds run together.
-    """
-    low = jnp.cumprod(jnp.full(64, base, jnp.float32))
-    high = jnp.cumprod(jnp.full(64, low[-1]))
-    low, high = (jnp.concatenate([jnp.ones(1), x[:-1]]) for x in (low, high))
-    exponent = jnp.minimum(exponent, 4095)
-    return low[exponent % 64] * high[exponent // 64]
 
 
 def _macro(rows: Transition, reward: Array, after: Array, counts: Array, floor: Array) -> Macro:
@@ -212,7 +199,7 @@ class Refine(Policy):
         return jnp.clip(flow_walk(self.velocity, x, self.start, size, self.steps, place, obs), -1, 1)
 
     def __call__(self, obs: Advised, carry: Slice, key: PRNGKeyArray) -> tuple[Array, Slice]:
-        due = carry.used >= self.executed
+        due = (carry.used >= self.executed) | obs.new  # a slice does not outlive its plan
 
         def again() -> tuple[Array, Array]:
             part = jax.lax.dynamic_slice_in_dim(obs.chunk, self.now + obs.age, self.refined)

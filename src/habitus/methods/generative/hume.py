@@ -213,10 +213,10 @@ class Hume(FlowPolicy, CalQL):
             return logged(batch, self.before, self.valued, self.discount)
         return progress(batch, self.before, self.valued, self.discount, self.positive)
 
-    def learn_values(self, state: HumeState, batch: Trajectory, key: PRNGKeyArray) -> tuple[HumeState, Metrics]:
+    def learn_values(self, state: HumeState, rows: Macro, key: PRNGKeyArray) -> tuple[HumeState, Metrics]:
         """One step of the twin critics by Cal-QL, of the actor that it needs, and of the temperature."""
         critic_key, actor_key = jax.random.split(key)
-        rows, rule = self.macro(batch), self.ruled
+        rule = self.ruled
         critic, critic_opt, metrics = descend(
             rule, self.critic_loss, state.critic, state.critic_opt, state, rows, critic_key
         )
@@ -277,7 +277,7 @@ class Hume(FlowPolicy, CalQL):
         metrics: Metrics = {}
         for stage, act, rows in (
             (state.step <= first, super().update, batch),
-            ((state.step > first) & (state.step <= second), self.learn_values, shown),
+            ((state.step > first) & (state.step <= second), self.learn_values, self.macro(shown)),
             (state.step > second, self.learn_refiner, shown),
         ):
             state, found = when(stage, act, state, rows, key)

@@ -4,7 +4,6 @@ import importlib.util
 import os
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,8 @@ install_import_hook("habitus", "typechecker.check")
 found, here = Path(importlib.util.find_spec("habitus").origin), Path(__file__).parents[1]
 assert found.is_relative_to(here), f"these tests are of {here}, but habitus is imported from {found}: install this one."
 
-# Most of the time goes into compiling programs that run for a moment. Older emitters of loops take a fifth less of it;
-# at level 0 a seed among several would not give the bits that it gives alone.
-QUICK = "--xla_backend_optimization_level=1"
-if version("jaxlib").startswith("0.10."):  # XLA dies of a flag that it does not know
-    QUICK += " --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", QUICK)
+# most of the time goes into compiling programs that run for a moment
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 
 # compiled programs and standard data sets; outlives a test run, and its workers share it
 os.environ.setdefault("HABITUS_CACHE", str(Path(tempfile.gettempdir()) / f"habitus-tests-{os.getuid()}"))

@@ -261,12 +261,12 @@ def test_the_sampler_is_chosen_after_training(run):
     acted = []
     for changes in (
         {},
-        {"steps": 1},
-        {"solver": "dpm++2m", "steps": 10},
+        {"sampling_steps": 1},
+        {"solver": "dpm++2m", "sampling_steps": 10},
         {"solver": "euler-ancestral", "grid": "linear"},
     ):
         policy = dataclasses.replace(learner, **changes).policy(state)
-        assert len(policy.sigmas) == changes.get("steps", 3) + 1
+        assert len(policy.sigmas) == changes.get("sampling_steps", 3) + 1
         acted.append(eqx.filter_jit(policy)(seen(0.0, 1.0), policy.init(), KEY)[0])
     assert len({tuple(a.tolist()) for a in acted}) == 4
 
@@ -335,7 +335,7 @@ def test_a_log_with_goals_is_drawn_from_in_hindsight_and_one_without_as_it_is():
 @pytest.mark.parametrize(
     "bad, match",
     [
-        ({"steps": 0}, "steps must be 1"),
+        ({"sampling_steps": 0}, "sampling_steps must be 1"),
         ({"sigma_min": 1.0}, "sigma_min is 1.0 and sigma_max 1.0"),
         ({"solver": "eulr"}, "a solver is one of"),
         ({"grid": "linea"}, "a grid of noise levels is one of"),

@@ -10,11 +10,13 @@ import importlib.util
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 from jax import export as jax_export
@@ -117,7 +119,8 @@ def _write_onnx(program: Program, file: Path) -> None:
     plain = lower(program.call, program.structs)
     names = [slot.name for slot in program.inputs]
     try:
-        model = to_onnx(jaxpr_as_fun(plain), program.structs, model_name=program.name, input_names=names)
+        with _jax_as_it_was():
+            model = to_onnx(jaxpr_as_fun(plain), program.structs, model_name=program.name, input_names=names)
     except Exception as error:  # whatever its translations raise
         raise _no_onnx(program, error) from error
     for value, slot in zip(model.graph.output, program.outputs, strict=True):
@@ -126,6 +129,19 @@ def _write_onnx(program: Program, file: Path) -> None:
         value.name = slot.name
     _tidy(model.graph)
     file.write_bytes(model.SerializeToString())
+
+
+@contextmanager
+def _jax_as_it_was() -> Iterator[None]:
+    """Undoes what jax2onnx leaves in JAX's modules, such as a `jnp.cumsum` that takes no axis by position."""
+    before = {module: dict(vars(module)) for module in (jax, jnp, jax.nn, jax.lax, jax.random)}
+    try:
+        yield
+    finally:
+        for module, names in before.items():
+            for name, value in names.items():
+                if vars(module).get(name) is not value:
+                    setattr(module, name, value)
 
 
 def _tidy(graph: Any) -> set[str]:

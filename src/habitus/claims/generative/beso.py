@@ -93,7 +93,7 @@ class DiscretePolicy(GoalImitation):
     """A diffusion policy in discrete levels that predicts noise, with the network of BESO."""
 
     levels: int = 50
-    steps: int = 50
+    sampling_steps: int = 50
 
     def network(self, rows: GoalRows, actions: int, key: PRNGKeyArray) -> DenoisingTransformer:
         return DenoisingTransformer(
@@ -113,7 +113,7 @@ class DiscretePolicy(GoalImitation):
     def policy(self, state: ImitationState) -> Policy:
         return LevelPolicy(
             state.average, state.rows, state.scale, state.blank, self.clip,
-            schedule=Schedule.cosine(self.levels), steps=self.steps,
+            schedule=Schedule.cosine(self.levels), steps=self.sampling_steps,
         )  # fmt: skip
 
 
@@ -133,11 +133,12 @@ def run(budget: Budget) -> Outcome:
     )  # fmt: skip
 
     sampled = {
-        name: {n: _judged(plain, log, budget, solver=name, steps=n)[0] for n in budget.grid} for name in budget.solvers
+        name: {n: _judged(plain, log, budget, solver=name, sampling_steps=n)[0] for n in budget.grid}
+        for name in budget.solvers
     }
     guided = {strength: _judged(mixed, log, budget, guidance=strength) for strength in (0.0, 1.0, 2.0)}
     cloned = _judged(clone, log, budget)
-    chains = {n: _judged(discrete, log, budget, steps=n) for n in (3, budget.levels)}
+    chains = {n: _judged(discrete, log, budget, sampling_steps=n) for n in (3, budget.levels)}
     return Outcome(_measures(sampled["ddim"], guided, cloned[0]), _notes(budget), {
         "result of C-BESO": {name: {str(n): r.tolist() for n, r in by.items()} for name, by in sampled.items()},
         "CFG-BESO": {str(s): {"result": r.tolist(), "reward": a.tolist()} for s, (r, a) in guided.items()},

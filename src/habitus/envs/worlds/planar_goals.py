@@ -42,12 +42,13 @@ class PlanarGoals(Env):
     """whether it goes on when the goal is reached: for play"""
 
     def __check_init__(self) -> None:
-        _ = self.plane  # which refuses what makes no sense
+        PlanarPick(self.speed, self.reach, self.limit)  # which refuses what makes no sense
 
     @property
     def plane(self) -> PlanarPick:
         """The world without goals."""
-        return PlanarPick(self.speed, self.reach, self.limit)
+        usual = PlanarPick(limit=self.limit)
+        return eqx.tree_at(lambda plane: (plane.speed, plane.reach), usual, (self.speed, self.reach))
 
     @property
     def observation_space(self) -> spaces.Dict:

@@ -73,7 +73,7 @@ class BESO(GoalImitation):
 
     goal_drop: float = 0.1  # probability that a window is learned from without its goal; authors' code: of each entry
     guidance: float = eqx.field(default=1.0, static=True)  # 0 plays without a goal; authors' code: 1.5 to 2
-    steps: int = 3  # of the solver, for an action
+    sampling_steps: int = 3  # of the solver, for an action
     solver: str = "ddim"  # or any other of `generative.multistep.SOLVERS`
     grid: str = "exponential"  # or any other of `generative.schedules.GRIDS`
     sigma_data: float = eqx.field(default=0.5, static=True)  # spread of scaled actions
@@ -87,8 +87,8 @@ class BESO(GoalImitation):
         low, high = self.sigma_min, self.sigma_max
         ends = f"sigma_min is {low} and sigma_max {high}"
         require(0 < low < high, f"{ends}; both must be above 0, and the first below the other.")
-        require(self.steps >= 1, f"steps must be 1 or more, but is {self.steps}.")
-        solver(self.solver), sigma_grid(self.grid, self.steps, low, high)
+        require(self.sampling_steps >= 1, f"sampling_steps must be 1 or more, but is {self.sampling_steps}.")
+        solver(self.solver), sigma_grid(self.grid, self.sampling_steps, low, high)
 
     def network(self, rows: GoalRows, actions: int, key: PRNGKeyArray) -> Denoiser:
         body = DenoisingTransformer(
@@ -111,7 +111,7 @@ class BESO(GoalImitation):
 
     def policy(self, state: ImitationState) -> Policy:
         """The sampler is that of this learner's fields: another one's may be asked for the policy of the same state."""
-        sigmas = sigma_grid(self.grid, self.steps, self.sigma_min, self.sigma_max)
+        sigmas = sigma_grid(self.grid, self.sampling_steps, self.sigma_min, self.sigma_max)
         return ScorePolicy(
             state.average, state.rows, state.scale, state.blank, self.clip,
             sigmas=sigmas, solver=solver(self.solver), guidance=self.guidance,

@@ -41,7 +41,8 @@ def test_physics_can_be_mapped_over(name, parameter):
 
     step = jax.vmap(step_with)(values)
     _, alone = world.step(state, action, KEY)
-    np.testing.assert_allclose(step.obs[0], alone.obs, atol=1e-5)
+    for found, expected in zip(jax.tree.leaves(step.obs), jax.tree.leaves(alone.obs), strict=True):
+        np.testing.assert_allclose(found[0], expected, atol=1e-5)
 
 
 class TestPointMaze:

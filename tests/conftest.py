@@ -22,7 +22,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 os.environ.setdefault("HABITUS_CACHE", str(Path(tempfile.gettempdir()) / f"habitus-tests-{os.getuid()}"))
 
 
-SLOW = tuple((Path(__file__).parent / "slow.txt").read_text().split("\n"))[:-1]
+SLOW = tuple((Path(__file__).parent / "slow.txt").read_text().splitlines())
 
 
 def pytest_collection_modifyitems(items):

@@ -16,6 +16,7 @@ from habitus.core.card import Card, card, cards
 from habitus.core.errors import ConfigError, HabitusError
 
 Rows = Sequence[tuple[str, ...]]
+Command = Callable[..., argparse.ArgumentParser]  # (name, do, about, into=the top level): adds a command
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,6 +53,15 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     command("learn", lambda _: None, "improve a policy: habitus learn METHOD [--help]")
+    _judging_options(command)
+    _data_options(command)
+    _research_options(command)
+    _using_options(command)
+    return parser
+
+
+def _judging_options(command: Command) -> None:
+    """What policies and data sets are worth."""
     sub = command("evaluate", _evaluate, "run whole episodes of learned policies")
     sub.add_argument("run", type=Path, help="a run folder, or a saved policy")
     sub.add_argument("--env", help="a world; by default the run's own")
@@ -64,7 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("slug", help="an instrument, such as dataset-perspective")
     sub.add_argument("target", help="a data set: a file, a folder, or the name of a standard one")
     sub.add_argument("--reference", help="a data set to measure against, where the instrument needs one")
-    data = command("data", lambda _: data.print_help(), "make, inspect and convert data sets")
+
+
+def _data_options(command: Command) -> None:
+    """Data sets."""
+    data: argparse.ArgumentParser = command("data", lambda _: data.print_help(), "make, inspect and convert data sets")
     kinds = data.add_subparsers(metavar="ACTION")
     sub = command("make", _data_make, "make a standard data set", kinds)
     sub.add_argument(
@@ -82,6 +96,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("data")
     sub.add_argument("out", type=Path, help="*.npz, *.hdf5 (D4RL's layout), or a folder: */1.0.0 (RLDS), else Minari's")
     sub.add_argument("--format", help="npz, d4rl, minari, lerobot or rlds; by default as the name says")
+
+
+def _research_options(command: Command) -> None:
+    """Methods and their claims."""
     sub = command("bench", _bench, "compare methods on the same data with the same budget")
     sub.add_argument("what", choices=["offline"], help="every offline learner on the standard logs")
     sub.add_argument("--smoke", action="store_true", help="a tiny budget; its figures mean nothing")
@@ -94,6 +112,10 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true")
     sub = command("cite", _cite, "print the BibTeX entry of a method")
     sub.add_argument("slug")
+
+
+def _using_options(command: Command) -> None:
+    """What becomes of a run."""
     sub = command("report", _report, "write one page about one or more runs")
     sub.add_argument("runs", type=Path, nargs="+")
     sub.add_argument("--out", type=Path, default=Path("report.html"))
@@ -111,7 +133,6 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch", type=int, default=1, help="most observations of one request")
     sub.add_argument("--chunk", type=int, default=1, help="actions of an answer that is a chunk")
     sub.add_argument("--sessions", type=int, default=16, help="how many may be connected at once")
-    return parser
 
 
 def _version() -> str:

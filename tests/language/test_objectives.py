@@ -9,8 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-pytest.importorskip("array_api_compat")
-
 from habitus.core.errors import ConfigError
 from habitus.language.objectives import (
     ADVANTAGES,

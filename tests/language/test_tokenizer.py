@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("tokenizers")
-pytest.importorskip("jinja2")
-
 from habitus.core.errors import CheckpointError, DataError
 from habitus.language.templates import NoTemplate, render
 from habitus.language.tokenizer import CUTS, byte_pairs, characters, gguf_tokenizer, read_tokenizer

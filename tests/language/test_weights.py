@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import equinox as eqx
+import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +20,6 @@ from habitus.language.lora import adapt, merged
 from habitus.language.rope import Rope, to_neighbours
 from habitus.language.tensors import named
 from habitus.language.weights import read_folder, write_folder
-
-gguf = pytest.importorskip("gguf")
 
 
 def made(family: str, **more) -> Decoder:

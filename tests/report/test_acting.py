@@ -13,9 +13,10 @@ from habitus.core.errors import HabitusError, SpaceMismatch
 from habitus.core.policy import Deployed
 from habitus.envs.registry import make
 from habitus.execution.horizon import Executor
-from habitus.execution.planner import Start
 from habitus.measure.statistics import Interval
 from habitus.methods.generative.diffusion_policy import DiffusionPolicy
+from habitus.methods.generative.rti_dp import RTIDP
+from habitus.methods.generative.sdp import SDP
 from habitus.report.acting import DRAWS, STEPS, acting, denoising
 from habitus.report.plots import chart, histogram, multiples, trace
 
@@ -56,8 +57,17 @@ def test_a_plan_is_drawn_from_noise_to_what_the_planner_answers(planning, seen):
     planner, window = executor.planner, carry.window
     keys = jax.random.split(jax.random.key(3), DRAWS)
     for i in (0, DRAWS - 1):
-        start: Start = planner.whole(jnp.asarray(found.chunks[0, i]))
+        start = planner.whole(jnp.asarray(found.chunks[0, i]))
         np.testing.assert_allclose(found.chunks[-1, i], planner(window, keys[i], start).chunk, atol=1e-5)
+
+
+@pytest.mark.parametrize("learner", [SDP, RTIDP])
+def test_every_policy_of_a_denoising_planner_is_drawn(learner):
+    spec, made = make("planar-pick").spec, learner(width=8, blocks=1)
+    policy = Deployed.of(made.policy(made.init(spec, jax.random.key(0))), spec)
+    found = denoising(policy, make("planar-pick").reset(jax.random.key(1))[1], 0)
+    assert found.chunks.shape[1:] == (DRAWS, made.predicted, 3) and found.calls[-1] == made.levels
+    assert np.abs(found.chunks[0]).max() > np.abs(found.chunks[-1]).max()
 
 
 def test_what_does_not_denoise_is_not_drawn(save_policy):

@@ -1,17 +1,22 @@
-"""Parts that experiments share: learning an arm, and logs of mixed quality."""
+"""Parts that experiments share: learning an arm, logs of mixed quality, whole episodes, and time."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import equinox as eqx
+import jax
 import numpy as np
 from jaxtyping import Float
 
-from habitus.core.protocols import Learner
+from habitus.core.policy import Deployed
+from habitus.core.protocols import Env, Learner
 from habitus.data.dataset import Dataset
 from habitus.data.scores import normalised_score
+from habitus.train.collect import Episodes, run_episodes
 from habitus.train.loop import learn
 from habitus.train.run import Run
 from habitus.train.standard import make_offline
@@ -33,3 +38,21 @@ def mixed_log(task: str, share: float, rows: int) -> Dataset:
     meta = dict(random.meta) | {"split": f"mixed-{100 * share:g}"}
     log = Dataset.concat([random.subset(rows=slice(0, rows - good)), expert.subset(rows=slice(0, good))], meta=meta)
     return dataclasses.replace(log, meta=meta | {"behaviour_return": float(log.returns[log.complete].mean())})
+
+
+def acted(policies: Sequence[Deployed], env: Env, episodes: int, seeds: Sequence[int]) -> list[Episodes]:
+    """What the policy of each seed does, in episodes that are that seed's own: the same ones for every arm."""
+    firsts = (1_000_000 + 10_000 * seed for seed in seeds)
+    return [run_episodes(policy, env, episodes, first) for policy, first in zip(policies, firsts, strict=True)]
+
+
+def seconds_a_call(act: Callable[[Any], Any], first: Any, calls: int) -> float:
+    """Wall time of `act` in a compiled loop, each call given what the last one answered; the least of three."""
+    loop = eqx.filter_jit(lambda first: jax.lax.fori_loop(0, calls, lambda _, at: act(at), first))
+    jax.block_until_ready(loop(first))  # compiles
+    taken = []
+    for _ in range(3):
+        began = time.perf_counter()
+        jax.block_until_ready(loop(first))
+        taken.append(time.perf_counter() - began)
+    return min(taken) / calls

@@ -17,11 +17,12 @@ from typing import Any
 from habitus.claims.arms import final_scores
 from habitus.claims.harness import machine
 from habitus.core.card import cards
+from habitus.core.files import write_json
 from habitus.core.protocols import Learner
 from habitus.data.dataset import Dataset
 from habitus.data.inspect import inspect
 from habitus.measure.statistics import bootstrap_ci
-from habitus.train.log import command, git_state, versions, write_json
+from habitus.train.log import command, git_state, versions
 from habitus.train.runtime import prepare
 from habitus.train.setup import entry
 from habitus.train.standard import make_offline, split_name

@@ -21,8 +21,9 @@ import numpy as np
 
 from habitus.core.card import card, cards
 from habitus.core.errors import UnknownName, suggest
+from habitus.core.files import write_json
 from habitus.measure.statistics import Interval
-from habitus.train.log import command, git_state, versions, write_json
+from habitus.train.log import command, git_state, versions
 from habitus.train.runtime import prepare
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"

@@ -51,6 +51,13 @@ class Wrapper(Env):
         return state
 
 
+def innermost(env: Any) -> Any:
+    """The world inside all wrappers."""
+    while isinstance(env, Wrapper):
+        env = env.env
+    return env
+
+
 class Timed(eqx.Module):
     """A state and how many steps led to it."""
 

@@ -8,6 +8,7 @@ O. Egeland, "Streaming Diffusion Policy", ICRA 2025.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -78,17 +79,24 @@ class Denoising(Planner):
         return down(chunk, tuple(grid.tolist()), jump=True)
 
     def __call__(self, window: Obs, key: PRNGKeyArray, start: Start | None = None) -> Plan:
-        noise_key, step_key = jax.random.split(key)
         if start is None:
-            start = self.whole(jax.random.normal(noise_key, self.shape))
+            start = self.whole(jax.random.normal(jax.random.split(key)[0], self.shape))
+        chunk, _ = self._walk(window, key, start, keep=False)
+        return Plan(chunk, jnp.asarray(start.levels.shape[0], jnp.int32))
 
-        def one(chunk: Array, at: tuple[Array, Array, Array]) -> tuple[Array, None]:
+    def trail(self, window: Obs, key: PRNGKeyArray, start: Start) -> Float[Array, "moments rows columns"]:
+        """The chunk before and after each network call; the last one is what `planner(window, key, start)` answers."""
+        return jnp.concatenate([start.chunk[None], self._walk(window, key, start, keep=True)[1]])
+
+    def _walk(self, window: Obs, key: PRNGKeyArray, start: Start, keep: bool) -> tuple[Array, Any]:
+        step_key = jax.random.split(key)[1]
+
+        def one(chunk: Array, at: tuple[Array, Array, Array]) -> tuple[Array, Array | None]:
             i, level, after = at
-            return self.step(chunk, level, after, window, jax.random.fold_in(step_key, i)), None
+            chunk = self.step(chunk, level, after, window, jax.random.fold_in(step_key, i))
+            return chunk, chunk if keep else None
 
-        calls = start.levels.shape[0]
-        chunk, _ = jax.lax.scan(one, start.chunk, (jnp.arange(calls), start.levels, start.after))
-        return Plan(chunk, jnp.asarray(calls, jnp.int32))
+        return jax.lax.scan(one, start.chunk, (jnp.arange(start.levels.shape[0]), start.levels, start.after))
 
     def step(
         self,

@@ -13,12 +13,12 @@ from habitus.core.errors import CheckpointError, MissingExtra, UnknownName, sugg
 from habitus.language.config import FAMILIES, DecoderConfig
 from habitus.language.decoder import Decoder
 from habitus.language.rope import Rope, to_halves
-from habitus.language.tensors import EMBEDDING, HEAD, HEAD_NORMS, NORM, PROJECTIONS, assemble
+from habitus.language.tensors import EMBEDDING, HEAD, HEAD_NORMS, NORM, NORMS, PROJECTIONS, assemble
 
 WHOLE = {"token_embd": EMBEDDING, "output_norm": NORM, "output": HEAD}
 PARTS = {
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
+    "attn_norm": NORMS["before"],
+    "ffn_norm": NORMS["between"],
     "attn_q": PROJECTIONS["q"],
     "attn_k": PROJECTIONS["k"],
     "attn_v": PROJECTIONS["v"],

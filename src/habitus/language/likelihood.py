@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from habitus.language.decoder import Decoder
+from habitus.language.objectives.metrics import entropy
 from habitus.language.rollout import Rollout
 from habitus.language.sampling import Sampling
 
@@ -41,9 +42,3 @@ def token_log_probs(
     mask = rollout.response_mask
     logp, spread = (jnp.where(mask > 0, x.reshape(mask.shape), 0) for x in found)
     return logp, spread
-
-
-def entropy(logits: Float[Array, "vocab"]) -> Float[Array, ""]:
-    """`logsumexp(z) - sum p z`, in nats."""
-    logp = jax.nn.log_softmax(logits)
-    return -jnp.sum(jnp.exp(logp) * logp)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from habitus.core.errors import DataError, MissingExtra
+from habitus.core.files import write_json
 from habitus.language.templates import Message, render
 from habitus.language.weights import read_json
 
@@ -105,7 +105,7 @@ class Tokenizer:
         data |= {"tokenizer_class": "PreTrainedTokenizerFast"}
         if self.template is not None:
             data["chat_template"] = self.template
-        (folder / "tokenizer_config.json").write_text(json.dumps(data, indent=2), encoding="utf-8")
+        write_json(folder / "tokenizer_config.json", data)
         return folder
 
 

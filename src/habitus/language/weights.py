@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from habitus.core.errors import CheckpointError
+from habitus.core.files import write_json
 from habitus.language.config import DecoderConfig
 from habitus.language.decoder import Decoder
 from habitus.language.tensors import assemble, named
@@ -57,14 +58,12 @@ def read_config(folder: Path) -> DecoderConfig:
         return config
     eos = read_json(generation).get("eos_token_id")
     more = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    config = dataclasses.replace(config, eos=tuple(dict.fromkeys([*config.eos, *more])))
-    return config
+    return dataclasses.replace(config, eos=tuple(dict.fromkeys([*config.eos, *more])))
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Raises `CheckpointError` unless the file holds a JSON object."""
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; a model is a folder with config.json and {WHOLE}.")
+    check_there(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -74,6 +73,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def check_there(path: Path) -> None:
+    """Raises `CheckpointError` unless the file exists."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; a model is a folder with config.json and {WHOLE}.")
+
+
 def tensor_files(folder: Path) -> dict[str, Path]:
     """In which file each tensor is. See `read_folder`."""
     if (folder / INDEX).is_file():
@@ -81,13 +86,10 @@ def tensor_files(folder: Path) -> dict[str, Path]:
         if not isinstance(places, dict) or any(Path(str(file)).name != file for file in places.values()):
             raise CheckpointError(f"{folder / INDEX} has no weight_map from tensors to files beside it.")
         paths = {name: folder / file for name, file in places.items()}
-    else:
-        paths = {WHOLE: folder / WHOLE}
-    for path in paths.values():
-        if not path.is_file():
-            raise CheckpointError(f"{path} does not exist; a model is a folder with config.json and {WHOLE}.")
-    if (folder / INDEX).is_file():
+        for path in paths.values():
+            check_there(path)
         return paths
+    check_there(folder / WHOLE)
     try:
         with safe_open(folder / WHOLE, framework="numpy") as file:
             return dict.fromkeys(file.keys(), folder / WHOLE)
@@ -124,10 +126,3 @@ def write_folder(decoder: Decoder, folder: str | Path, most_bytes: int = 5 * GIB
     config = dataclasses.replace(decoder.config, interleaved=False)
     write_json(folder / "config.json", config.to_hf() | {"dtype": decoder.embedding.dtype.name})
     return folder
-
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(data, indent=2), encoding="utf-8")
-    os.replace(part, path)

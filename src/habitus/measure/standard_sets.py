@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from habitus.core.files import write_json
 from habitus.data import maker
 from habitus.data.dataset import Dataset
 from habitus.data.measures import of_equal_size, state_action_coverage, trajectory_quality
 from habitus.train import standard
-from habitus.train.log import command, git_state, versions, write_json
+from habitus.train.log import command, git_state, versions
 
 NAME = "standard-sets"
 

@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from habitus.core.errors import HabitusError
 from habitus.core.experience import Obs
@@ -21,7 +21,7 @@ from habitus.envs.adapters.gymnasium import GymnasiumEnv
 from habitus.envs.registry import make
 from habitus.execution.denoising import Denoising
 from habitus.execution.horizon import Executor, Underway
-from habitus.execution.planner import Start
+from habitus.report.film import native
 
 STEPS = 200  # of an episode, at most
 DRAWS = 16  # plans that are denoised side by side
@@ -109,8 +109,7 @@ def _in_gymnasium(env: Any, seed: int) -> tuple[Obs, World]:
     obs, _ = copy.reset(seed=seed)
 
     def forward(action: np.ndarray) -> tuple[Obs, float, bool]:
-        native = int(action) if np.issubdtype(copy.action_space.dtype, np.integer) and action.ndim == 0 else action
-        obs, reward, terminated, truncated, _ = copy.step(native)
+        obs, reward, terminated, truncated, _ = copy.step(native(copy.action_space, action))
         return obs, float(reward), bool(terminated or truncated)
 
     return obs, forward
@@ -140,18 +139,17 @@ def denoising(policy: Deployed, obs: Obs, seed: int) -> Denoised | None:
         return None
     planner, window = executors[0].planner, memories[0].window
     keys = jax.random.split(jax.random.key(seed), DRAWS)
-    noise = jax.vmap(lambda key: jax.random.normal(key, planner.shape))(keys)
-    whole = planner.whole(noise[0])
-    calls = np.unique(np.linspace(0, len(whole.levels), MOMENTS).round().astype(int))
+    chunks = np.asarray(_trails(planner, window, keys))  # [draws, moments, rows, columns]
+    calls = np.unique(np.linspace(0, chunks.shape[1] - 1, MOMENTS).round().astype(int))
+    return Denoised(tuple(calls.tolist()), chunks[:, calls].swapaxes(0, 1))
 
-    @eqx.filter_jit
-    def after(planner: Denoising, n: int) -> jax.Array:
-        starts = [Start(x, whole.levels[:n], whole.after[:n]) for x in noise]
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *starts)
-        return jax.vmap(lambda start, key: planner(window, key, start).chunk)(stacked, keys)
 
-    chunks = [np.asarray(noise if n == 0 else after(planner, int(n))) for n in calls]
-    return Denoised(tuple(calls.tolist()), np.stack(chunks))
+@eqx.filter_jit
+def _trails(planner: Denoising, window: Obs, keys: Key[Array, "draws"]) -> Float[Array, "draws moments rows columns"]:
+    def one(key: PRNGKeyArray) -> Array:
+        return planner.trail(window, key, planner.whole(jax.random.normal(key, planner.shape)))
+
+    return jax.vmap(one)(keys)
 
 
 def _inside(tree: Any, kind: type) -> list[Any]:

@@ -37,7 +37,7 @@ def _film(world: str, run: Entry) -> Html:
 
 def acts_of(world: str, runs: Sequence[Entry]) -> Html | None:
     """How long actions took, how old plans grew, and how plans came out of noise."""
-    times, ages, plans = [], [], []
+    times, ages, plans, notices = [], [], [], []
     for run in runs:
         if not run.record.policies:
             continue
@@ -45,7 +45,8 @@ def acts_of(world: str, runs: Sequence[Entry]) -> Html | None:
         try:
             policy = Deployed.load(run.record.policies[seed])
             seen = acting(policy, world, seed)
-        except HabitusError:  # its film says why
+        except HabitusError as error:
+            notices.append(el("p", f"{run.label}: not timed: {str(error).rstrip('.')}.", class_="notice"))
             continue
         style = style_of(run.index)
         times.append(histogram(f"{run.label}: time to an action", 1e3 * seen.seconds, "ms", style))
@@ -55,10 +56,10 @@ def acts_of(world: str, runs: Sequence[Entry]) -> Html | None:
         if chain is not None:
             names = [f"after {count(n, 'call')}" if n else "noise" for n in chain.calls]
             plans.append(multiples(f"{run.label}: plans for one observation", names, chain.chunks, style))
-    if not times:
+    if not times and not notices:
         return None
     timeline = [chart("Age of the plan in use, in steps", ages, "steps of the episode", tall=True)] if ages else []
-    return join(el("h3", "How they act"), el("p", ACTING, class_="note"), el("div", *times, class_="charts"),
+    return join(el("h3", "How they act"), el("p", ACTING, class_="note"), el("div", *times, class_="charts"), *notices,
                 *timeline, *plans)  # fmt: skip
 
 

@@ -148,7 +148,7 @@ def _in_gymnasium(policy: Deployed, world: str, seed: int) -> Iterator[Moment]:
         for time in range(1, LONGEST + 1):
             key, act_key = jax.random.split(key)
             action, carry = act(obs, carry, act_key)
-            obs, reward, terminated, truncated, _ = env.step(_native(env.action_space, action))
+            obs, reward, terminated, truncated, _ = env.step(native(env.action_space, action))
             carry = policy.rewarded(carry, jnp.float32(reward))
             last = bool(terminated or truncated or time == LONGEST)
             yield Moment(lambda: _frame(env, world), float(reward), last)
@@ -158,7 +158,7 @@ def _in_gymnasium(policy: Deployed, world: str, seed: int) -> Iterator[Moment]:
         host.close()
 
 
-def _native(space: gymnasium.Space, action: jax.Array) -> np.ndarray | int:
+def native(space: gymnasium.Space, action: Any) -> np.ndarray | int:
     """The action as environments want it: an integer for Discrete spaces, else an array."""
     return int(action) if isinstance(space, gymnasium.spaces.Discrete) else np.asarray(action, space.dtype)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from habitus.core.errors import CheckpointError, DataError, RunExists
+from habitus.core.files import write_json
 
 PACKAGES = ("habitus", "jax", "jaxlib", "equinox", "optax", "numpy", "scipy", "gymnasium", "orbax-checkpoint")
 REMAINS = ("checkpoints", "policy", "tensorboard", "metrics.jsonl", "evaluations.jsonl")
@@ -46,15 +47,8 @@ def git_state(folder: Path | None = None) -> dict[str, Any]:
     return {"commit": commit, "changed": bool(git("status", "--porcelain"))} if commit else {}
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Writes JSON that appears whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(data, indent=1, default=str))
-    os.replace(part, path)
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file; a last line cut short by a kill is left out.
+def read_jsonl(path: Path) -> list[Any]:
+    """The rows of a JSONL file, objects unless somebody else wrote it; a last line cut short by a kill is left out.
 
     Raises:
         DataError: naming the line, if any other line is damaged.

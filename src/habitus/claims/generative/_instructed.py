@@ -19,7 +19,7 @@ from habitus.data.errands import FollowInstruction
 from habitus.envs.noise import NoisyActions
 from habitus.envs.registry import make
 from habitus.envs.worlds.planar_pick import HALF, InstructedPick, PickState
-from habitus.envs.wrappers import Wrapper
+from habitus.envs.wrappers import Wrapper, innermost
 from habitus.execution.planner import Plan, Planner, Start
 from habitus.nets.normalise import Standardiser
 from habitus.train.logs import record_log
@@ -58,17 +58,9 @@ class Slip(Wrapper):
         slipped = dataclasses.replace(
             inner, objects=jnp.clip(moved, -HALF, HALF), held=jnp.full((), -1, inner.held.dtype)
         )
-        after, world = select(now, slipped, inner), unwrapped(self.env)
+        after, world = select(now, slipped, inner), innermost(self.env)
         shown = jnp.where(now, world.observe(after), step.obs)
         return Slippery(after, state.ahead & ~now), dataclasses.replace(step, obs=shown)
-
-
-def unwrapped(env: Env) -> InstructedPick:
-    """The world inside all wrappers."""
-    while isinstance(env, Wrapper):
-        env = env.env
-    assert isinstance(env, InstructedPick)
-    return env
 
 
 def world(limit: int, slips: float = 0.0) -> Env:

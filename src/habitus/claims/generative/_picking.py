@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from habitus.claims.arms import acted
 from habitus.core.policy import Deployed
 from habitus.core.protocols import Env
 from habitus.data.behaviours import PickAndPlace
 from habitus.data.dataset import Dataset
 from habitus.envs.noise import NoisyActions
 from habitus.envs.registry import make
-from habitus.train.collect import run_episodes
 from habitus.train.logs import record_log
 
 NOISE = (0.2, 0.2, 0.0)  # on what is executed; the log holds what the expert wanted
@@ -40,12 +40,8 @@ def successes(
     policies: Sequence[Deployed], env: Env, episodes: int, seeds: Sequence[int]
 ) -> Float[np.ndarray, "seeds"]:
     """The success of each policy, each in episodes of its own."""
-    return np.array(
-        [
-            run_episodes(policy, env, episodes, 1_000_000 + 10_000 * seed).success.mean()  # type: ignore[union-attr]
-            for policy, seed in zip(policies, seeds, strict=True)
-        ]
-    )
+    found = acted(policies, env, episodes, seeds)
+    return np.array([one.success.mean() for one in found])  # type: ignore[union-attr]
 
 
 def calls_per_action(policy: Deployed, env: Env, steps: int = 48) -> float:

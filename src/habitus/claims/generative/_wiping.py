@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from habitus.claims.arms import acted
 from habitus.core.experience import Action, Step
 from habitus.core.policy import Deployed
 from habitus.core.protocols import Env, EnvState
@@ -21,7 +22,6 @@ from habitus.envs.noise import NoisyActions
 from habitus.envs.registry import make
 from habitus.envs.worlds.planar_wipe import FORCE, PlanarWipe
 from habitus.envs.wrappers import Wrapper
-from habitus.train.collect import run_episodes
 from habitus.train.logs import record_log
 
 NOISE = 0.1  # on what is executed; the log holds what the expert wanted
@@ -62,9 +62,4 @@ class WithoutForce(Wrapper):
 
 def scores(policies: Sequence[Deployed], env: Env, episodes: int, seeds: Sequence[int]) -> Float[np.ndarray, "seeds"]:
     """The share of the board that each policy wipes, each in episodes of its own."""
-    return np.array(
-        [
-            run_episodes(policy, env, episodes, 1_000_000 + 10_000 * seed).returns.mean()
-            for policy, seed in zip(policies, seeds, strict=True)
-        ]
-    )
+    return np.array([one.returns.mean() for one in acted(policies, env, episodes, seeds)])

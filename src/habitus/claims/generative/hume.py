@@ -8,7 +8,6 @@ episodes alone is reported beside them: where it is better, the claim is about m
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,12 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from habitus.claims.arms import seconds_a_call
 from habitus.claims.generative import _instructed, _picking
 from habitus.claims.generative._instructed import AnyPlan, Oracle
 from habitus.claims.harness import Claim, Measure, Outcome, above, fact
 from habitus.core.policy import Deployed
 from habitus.core.protocols import Env, Policy
 from habitus.data.dataset import Dataset
+from habitus.envs.wrappers import innermost
 from habitus.execution.planner import BestPlan, Planner
 from habitus.execution.two_rate import Follow, TwoRate
 from habitus.measure.statistics import paired_difference
@@ -42,7 +43,7 @@ MARGIN, ROOM, CHEAPER = 0.05, 0.15, 4.0
 class Budget:
     """Sizes of the experiment."""
 
-    seeds: tuple[int, ...] = (10, 11, 12, 13, 14)
+    seeds: tuple[int, ...] = (20, 21, 22, 23, 24)  # settings were tried in seed 10
     demonstrations: int = 800
     limit: int = 60
     steps: int = 33_000
@@ -56,7 +57,7 @@ class Budget:
 
 FULL = Budget()
 SMOKE = Budget(
-    seeds=(10, 11), demonstrations=4, limit=30, steps=10, batch_size=8, episodes=2, width=16, hidden=(8,),
+    seeds=(20, 21), demonstrations=4, limit=30, steps=10, batch_size=8, episodes=2, width=16, hidden=(8,),
     refiner_width=8, blocks=1,
 )  # fmt: skip
 
@@ -80,7 +81,7 @@ def run(budget: Budget) -> Outcome:
     }
     runs = {name: learn(*what, seeds=budget.seeds, points=5) for name, what in trained.items()}
     success = {name: _successes(runs, world, late, budget) for name, (world, late) in _worlds(budget).items()}
-    cost, order = _milliseconds(runs["Hume"], budget), _concordance(runs["Hume"], log, budget)
+    cost, order = _milliseconds(runs["Hume"]), _concordance(runs["Hume"], log, budget)
     best = {name: float(x.mean()) for name, x in success["undisturbed"].items()}
     notes = [
         f"{len(log.starts)} episodes of which {len(good.starts)} succeed: half of them follow the instruction, the "
@@ -123,7 +124,7 @@ def _arms(runs: dict[str, Run], budget: Budget, late: int) -> dict[str, Callable
         return Deployed.of(Normalised(loop, state.normaliser), run.spec)
 
     def oracle(state: HumeState) -> Planner:
-        inside = _instructed.unwrapped(_instructed.world(budget.limit))
+        inside = innermost(_instructed.world(budget.limit))
         scorer: Any = Oracle(inside, state.normaliser, ours.before, ours.period, budget.limit)
         return dataclasses.replace(ours.slow(state), scorer=scorer)
 
@@ -157,27 +158,20 @@ def _successes(runs: dict[str, Run], world: Env, late: int, budget: Budget) -> d
     }
 
 
-def _milliseconds(run: Run, budget: Budget, calls: int = 50) -> dict[str, float]:
-    """Wall time of a plan of the slow part, and of a slice of the fast one; each call reads what the last one said."""
-    ours, state = run.learner, _on_device(run.states[0])
+def _milliseconds(run: Run, calls: int = 50) -> dict[str, float]:
+    """Wall time of a plan of the slow part, and of a slice of the fast one."""
+    ours, state, key = run.learner, _on_device(run.states[0]), jax.random.key(0)
     assert isinstance(ours, Hume)
-    slow, fast = ours.slow(state), ours.fast(state)
-    size = state.obs_shape[0]
+    slow, fast, size = ours.slow(state), ours.fast(state), state.obs_shape[0]
 
-    def think(x: Array, key: Array) -> tuple[Array, None]:
-        return slow(jnp.full((ours.observed, size), x[0, 0]), key).chunk, None
+    def think(x: Array) -> Array:
+        return slow(jnp.full((ours.observed, size), x[0, 0]), key).chunk
 
-    def act(x: Array, key: Array) -> tuple[Array, None]:
-        return fast.refine(x, jnp.zeros((), jnp.int32), jnp.full(size, x[0, 0])), None
+    def act(x: Array) -> Array:
+        return fast.refine(x, jnp.zeros((), jnp.int32), jnp.full(size, x[0, 0]))
 
-    def timed(step: Callable[[Array, Array], tuple[Array, None]], x: Array) -> float:
-        go = jax.jit(lambda x: jax.lax.scan(step, x, jax.random.split(jax.random.key(0), calls))[0])
-        go(x).block_until_ready()  # compiles
-        began = time.perf_counter()
-        go(x).block_until_ready()
-        return 1e3 * (time.perf_counter() - began) / calls
-
-    return {"S2": timed(think, jnp.zeros(slow.shape)), "S1": timed(act, jnp.zeros((ours.refined, slow.shape[1])))}
+    starts = {"S2": (think, jnp.zeros(slow.shape)), "S1": (act, jnp.zeros((ours.refined, slow.shape[1])))}
+    return {name: 1e3 * seconds_a_call(step, x, calls) for name, (step, x) in starts.items()}
 
 
 @eqx.filter_jit
@@ -202,7 +196,7 @@ def _concordance(run: Run, log: Dataset, budget: Budget, rows: int = 200) -> flo
     """Share of the pairs of candidates, one better than the other in the simulator, that values order as it does."""
     ours: Any = run.learner
     chosen = np.random.default_rng(0).integers(0, len(log), rows)
-    inside = _instructed.unwrapped(_instructed.world(budget.limit))
+    inside = innermost(_instructed.world(budget.limit))
     agreed = []
     for state in map(_on_device, run.states):
         oracle = Oracle(inside, state.normaliser, ours.before, ours.period, budget.limit)

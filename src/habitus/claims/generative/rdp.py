@@ -9,16 +9,14 @@ that plan more often, and average their plans, are reported beside them.
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from habitus.claims.arms import seconds_a_call
 from habitus.claims.generative import _wiping
 from habitus.claims.harness import Claim, Measure, Outcome, above, fact
 from habitus.core.policy import Deployed
@@ -186,19 +184,7 @@ def _seconds(run: Run) -> tuple[float, float]:
         return action, carry
 
     first = jnp.zeros(state.action_size), rates.fast.init()
-    return _each(plan, jnp.zeros(planner.shape), 200), _each(step, first, 4_000)
-
-
-def _each(act: Callable[[Any], Any], first: Any, times: int) -> float:
-    """Seconds of `act` in a compiled loop, the least of three."""
-    loop = eqx.filter_jit(lambda first: jax.lax.fori_loop(0, times, lambda _, at: act(at), first))
-    taken: Sequence[float] = []
-    jax.block_until_ready(loop(first))
-    for _ in range(3):
-        began = time.perf_counter()
-        jax.block_until_ready(loop(first))
-        taken = [*taken, time.perf_counter() - began]
-    return min(taken) / times
+    return seconds_a_call(plan, jnp.zeros(planner.shape), 200), seconds_a_call(step, first, 4_000)
 
 
 CLAIM = Claim(

@@ -44,7 +44,7 @@ def observe(scene: Scene) -> Float[Array, "13"]:
     """What a scene looks like, from wherever the ego is: `scene_of(observe(s))` is `s`, moved along the road."""
     arc, offset, heading = on_road(scene.curvature, scene.ego[0], scene.ego[1])
     own = jnp.stack([offset, scene.ego[2] - heading, scene.ego[3], 100 * scene.curvature])
-    return jnp.concatenate([own, (scene.cars - jnp.stack([arc, 0.0 * arc, 0.0 * arc])).ravel()])
+    return jnp.concatenate([own, scene.cars.at[:, 0].add(-arc).ravel()])
 
 
 def on_road(

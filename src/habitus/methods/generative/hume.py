@@ -202,7 +202,10 @@ class Hume(FlowPolicy, CalQL):
     @property
     def ruled(self) -> optax.GradientTransformation:
         """Adam with clipped gradients, whose learning rate rises over the first updates; for all that values need."""
-        rate = lambda done: self.value_learning_rate * jnp.minimum(1.0, (done + 1) / self.warmup_updates)  # noqa: E731
+
+        def rate(done: Array) -> Array:
+            return self.value_learning_rate * jnp.minimum(1.0, (done + 1) / self.warmup_updates)
+
         return optax.chain(optax.clip_by_global_norm(self.max_grad_norm), optax.adam(rate))
 
     # --- stage 2: values

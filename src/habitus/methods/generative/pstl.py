@@ -24,6 +24,7 @@ from habitus.core.protocols import Env, HostEnv, require
 from habitus.data.dataset import Dataset
 from habitus.data.source import DatasetSource
 from habitus.envs.worlds.lane_scene import LaneScene
+from habitus.envs.wrappers import innermost
 from habitus.methods.generative._lane_plans import Search, augmented, logged, plans_of
 from habitus.methods.generative._plan_diffusion import PlanDiffusion, PlanSampler
 from habitus.methods.generative._refine import Refined, Refiner, draw_all
@@ -63,9 +64,7 @@ def world_of(env: Env | HostEnv) -> LaneScene:
     Raises:
         ConfigError: if there is none.
     """
-    inner = env
-    while not isinstance(inner, LaneScene) and hasattr(inner, "env"):
-        inner = inner.env
+    inner = innermost(env)
     if not isinstance(inner, LaneScene):
         raise ConfigError(f"the rules are about lane-scene, but the world is a {type(inner).__name__}.")
     return inner
